@@ -1,0 +1,73 @@
+# Everything runs in a virtual environment that make creates in $(VENV).
+#
+#   PYTHON=python3.12     the interpreter to make it with (>= 3.10)
+#   VENV=.venv312         where (give another one to keep several Pythons)
+#   TORCH_INDEX=URL       package index for torch alone, such as
+#                         https://download.pytorch.org/whl/cpu
+#   PYTEST_ARGS, DEMO_ARGS   passed on to pytest and to the demo
+#   SYSTEM_PACKAGES=1     install nothing and make no environment: run with the
+#                         packages that PYTHON already has
+
+PYTHON ?= python3
+VENV = .venv
+
+ifeq ($(SYSTEM_PACKAGES),1)
+RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
+CLANG_FORMAT = clang-format
+ready = python-version
+else
+RUN = $(VENV)/bin/python
+CLANG_FORMAT = $(VENV)/bin/clang-format
+ready = $(VENV)/.installed-$(1)
+endif
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help
+help: ## print this list (default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(call ready,demo) ## run the demo (DEMO_ARGS="...")
+	$(RUN) examples/next_token.py $(DEMO_ARGS)
+
+.PHONY: test
+test: $(call ready,test) ## run the tests (PYTEST_ARGS="...")
+	@echo "Running the tests ..."
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(call ready,dev) ## lint, formatting and types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	@files=$$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' 2>/dev/null); \
+	test -z "$$files" || { set -x; $(CLANG_FORMAT) --dry-run --Werror $$files; }
+
+.PHONY: clean
+clean: ## remove .venv, build products, caches and the demo's out/
+	rm -rf .venv build dist out *.egg-info
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find anl_kernels -name '*.so' -exec rm -f {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: python-version
+python-version:
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; \
+	sys.version_info >= (3, 10) or sys.exit("anl_kernels needs Python >= 3.10; $(PYTHON) is " + v + ". Give another: make PYTHON=/path/to/python")'
+
+# The stamps: one for the environment with torch and the package in it, one for each of
+# requirements/{test,demo,dev}.txt on top.
+PINS = $(wildcard requirements/*.txt)
+
+$(VENV)/.installed-package: $(PINS) pyproject.toml setup.py | python-version
+	@echo "Installing torch and anl_kernels in $(VENV); the first time this downloads a lot ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	$(PIP) install -q -r requirements/base.txt
+	$(PIP) install -q --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed-package
+	@echo "Installing requirements/$*.txt in $(VENV) ..."
+	$(PIP) install -q -r requirements/$*.txt
+	@touch $@
