@@ -1,0 +1,189 @@
+"""The autograd Functions: they save, call an operator, and forward. No formulas.
+
+First gradients are kernels'; gradients of gradients differentiate the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anl_kernels.backends import reference
+from anl_kernels.ops import RowSpec
+
+_kernels = torch.ops.anl_kernels
+
+
+class RowLossFunction(torch.autograd.Function):
+    """``apply(logits, target, row_scale, term_weights, *RowSpec)``: the loss over rows of logits.
+
+    Args (of ``apply``):
+        logits: (K,), (N, K) or (N, K, d1, ...), floating, any strides.
+        target: int32 or int64 of the logits' shape less K.
+        row_scale: 0-d, or of the target's shape, in the accumulator dtype; receives a gradient.
+        term_weights: (T,) on top of the spec's params, or None; receives a gradient if the spec
+            asks for ``aux``.
+        *spec: the fields of :class:`anl_kernels.ops.RowSpec`, in order.
+
+    Returns:
+        The loss, differentiable, then the fields of
+        :class:`anl_kernels.backends.interface.RowOutputs`, which are not.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        """Call the operator."""
+        spec = RowSpec(*args[3:])
+        if spec.write_grad and spec.inplace:
+            return _kernels.row_loss_(logits, *args)
+        return _kernels.row_loss(logits, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the logits for a recomputation, or, in the one-pass form, their gradient."""
+        logits, target, row_scale, term_weights, *spec = inputs
+        ctx.spec = RowSpec(*spec)
+        _, ctx.row_losses, grad, ctx.stats, ctx.term_losses, *_ = output
+        ctx.save_for_backward(logits, target, row_scale, term_weights)
+        ctx.grad = None
+        if ctx.spec.write_grad:
+            ctx.grad = logits.detach() if ctx.spec.inplace else grad
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Hand over the one-pass gradient, or make it from the statistics."""
+        spec = ctx.spec
+        differentiable = torch.is_grad_enabled()
+        if ctx.grad is not None and not differentiable and not any(ctx.needs_input_grad[1:]):
+            # Held here any longer, the gradient would be cloned by whoever accumulates it.
+            grad, ctx.grad = ctx.grad, None
+            _kernels.scale_(grad, grad_loss, spec.backend)
+            return grad, *(None,) * (3 + len(spec))
+        # Here too on a second backward through the one-pass form. If the logits were overwritten
+        # meanwhile, reading them raises in autograd's words.
+        saved = (grad_loss, *ctx.saved_tensors, ctx.stats, ctx.row_losses, ctx.term_losses)
+        compute = RowGradientFunction.apply if differentiable else RowGradientFunction.forward
+        grads = compute(*saved, ctx.needs_input_grad[:4], *spec)
+        return grads[0], None, *grads[1:], *(None,) * len(spec)
+
+
+class RowGradientFunction(torch.autograd.Function):
+    """The gradients of :class:`RowLossFunction` as a function that is differentiable itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad_loss: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        term_weights: Tensor | None,
+        stats: Tensor,
+        row_losses: Tensor,
+        term_losses: Tensor,
+        needed: tuple[bool, ...],
+        *args: Any,
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients with respect to logits, row_scale and term_weights."""
+        spec = RowSpec(*args)
+        grad_logits = grad_scale = grad_weights = None
+        upstream = grad_loss * row_scale
+        if needed[0]:
+            if spec.write_grad:  # the one-pass form kept no statistics
+                again = spec._replace(write_grad=False, aux=False, probs=False)
+                stats = _kernels.row_loss(logits, target, row_scale, term_weights, *again)[3]
+            grad_logits = _row_grad(logits, target, upstream, stats, spec)
+        if needed[2]:
+            losses = grad_loss * row_losses.view(target.shape)
+            grad_scale = losses.sum() if row_scale.dim() == 0 else losses
+        if needed[3]:
+            assert term_weights is not None
+            factors = term_losses.new_tensor(spec.terms.factors)
+            by_row = upstream.expand(target.shape).reshape(-1, 1)
+            grad_weights = (term_losses * by_row).sum(0) * factors
+        return grad_logits, grad_scale, grad_weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Keep the inputs."""
+        ctx.save_for_backward(*inputs[:5])
+        ctx.spec = RowSpec(*inputs[9:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Differentiate the reference's gradient; ``torch.func`` so that transforms nest."""
+        grad_loss, logits, target, row_scale, term_weights = ctx.saved_tensors
+
+        def gradients(grad_loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            def loss(logits: Tensor, row_scale: Tensor, *weights: Tensor) -> Tensor:
+                return _reference_loss(logits, target, row_scale, *weights, spec=ctx.spec)
+
+            return torch.func.vjp(loss, *inputs)[1](grad_loss)
+
+        weights = () if term_weights is None else (term_weights,)
+        first, vjp, *_ = torch.func.vjp(gradients, grad_loss, logits, row_scale, *weights)
+        upstream = [
+            torch.zeros_like(gradient) if up is None else up
+            for gradient, up in zip(first, grad_grads, strict=False)
+        ]
+        by_loss, by_logits, by_scale, *by_weights = vjp(tuple(upstream))
+        by_weight = by_weights[0] if by_weights else None
+        return by_loss, by_logits, None, by_scale, by_weight, *(None,) * (4 + len(ctx.spec))
+
+
+def _row_grad(
+    logits: Tensor, target: Tensor, upstream: Tensor, stats: Tensor, spec: RowSpec
+) -> Tensor:
+    if spec.inplace and not torch.is_grad_enabled():
+        _kernels.row_grad_(logits, target, upstream, stats, *spec)
+        return logits.detach()
+    return _kernels.row_grad(logits, target, upstream, stats, *spec)
+
+
+def _reference_loss(
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    weights: Tensor | None = None,
+    *,
+    spec: RowSpec,
+) -> Tensor:
+    rows = reference.row_loss(logits, target, weights, spec.terms, spec.ignore_index)
+    scaled = rows.row_losses * row_scale
+    return scaled.sum() if spec.reduce else scaled
+
+
+class SoftmaxFunction(torch.autograd.Function):
+    """``apply(logits, backend)``: softmax over the class dimension (1, or 0 for a single row)."""
+
+    @staticmethod
+    def forward(logits: Tensor, backend: str) -> Tensor:
+        """Call the operator."""
+        return _kernels.softmax(logits, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the probabilities."""
+        ctx.save_for_backward(output)
+        ctx.backend = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """``p (g - sum p g)``, by a kernel unless it is to be differentiated itself."""
+        (probs,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dim = 0 if probs.dim() == 1 else 1
+            return torch._softmax_backward_data(grad, probs, dim, probs.dtype), None
+        return _kernels.softmax_backward(grad, probs, ctx.backend), None
+
+
+for _name, _function in (("row_loss", RowLossFunction), ("softmax", SoftmaxFunction)):
+    torch.library.register_autograd(
+        f"anl_kernels::{_name}", _function.backward, setup_context=_function.setup_context
+    )

@@ -1,0 +1,1 @@
+"""What computes rows: the reference, kernels, and the choice between them."""

@@ -1,0 +1,126 @@
+"""What a compiled backend is given and gives back. Backends share nothing else."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from anl_kernels.terms import Term, Terms
+
+NUM_STATS = 4
+"""Saved numbers of a row beside one slope for each term; see docs/math.md."""
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of all arithmetic and of per-row results: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class RowRequest(NamedTuple):
+    """What to compute of every row, beside its loss."""
+
+    terms: Terms
+    ignore_index: int
+    write_grad: bool = False
+    """The gradient, times ``row_scale``."""
+    inplace: bool = False
+    """Put that gradient where the logits are."""
+    write_stats: bool = False
+    """What :meth:`Backend.row_grad` needs."""
+    aux: bool = False
+    """Term losses, lse, p_y and argmax."""
+    probs: bool = False
+    """The softmax."""
+
+
+class RowOutputs(NamedTuple):
+    """Results for N rows; a tensor that was not asked for has no elements."""
+
+    row_losses: Tensor
+    """(N,), unscaled; 0 for an ignored row."""
+    grad: Tensor
+    """Shape of the logits."""
+    stats: Tensor
+    """(N, NUM_STATS + T)."""
+    term_losses: Tensor
+    """(N, T), unweighted."""
+    lse: Tensor
+    """(N,)."""
+    p_y: Tensor
+    """(N,); 0 for an ignored row."""
+    argmax: Tensor
+    """(N,) int64."""
+    probs: Tensor
+    """Shape of the logits."""
+
+
+def empty_outputs(logits: Tensor, num_rows: int, request: RowRequest) -> RowOutputs:
+    """The outputs to be filled: also what a fake kernel answers."""
+    acc = accumulator_dtype(logits.dtype)
+    T = len(request.terms)
+
+    def rows(wanted: bool, *shape: int, dtype: torch.dtype = acc) -> Tensor:
+        return logits.new_empty((num_rows, *shape) if wanted else (0,), dtype=dtype)
+
+    def like_logits(wanted: bool) -> Tensor:
+        return torch.empty_like(logits) if wanted else logits.new_empty((0,))
+
+    return RowOutputs(
+        row_losses=rows(True),
+        grad=like_logits(request.write_grad and not request.inplace),
+        stats=rows(request.write_stats, NUM_STATS + T),
+        term_losses=rows(request.aux, T),
+        lse=rows(request.aux),
+        p_y=rows(request.aux),
+        argmax=rows(request.aux, dtype=torch.int64),
+        probs=like_logits(request.probs),
+    )
+
+
+class Backend(Protocol):
+    """A set of kernels. Logits are (K,), (N, K) or (N, K, d1, ...) of any strides."""
+
+    def knows(self, term: Term) -> bool:
+        """Whether the kernels have a functor for a term."""
+        ...
+
+    def row_loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        term_weights: Tensor | None,
+        request: RowRequest,
+    ) -> RowOutputs:
+        """The loss of every row and what else ``request`` names.
+
+        ``target`` has the logits' shape less the class dimension; ``row_scale`` has as many
+        elements as rows, or one; ``term_weights`` is (T,) or None.
+        """
+        ...
+
+    def row_grad(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        stats: Tensor,
+        request: RowRequest,
+    ) -> None:
+        """Write to ``grad`` the gradient times ``row_scale``; ``grad`` may be the logits."""
+        ...
+
+    def scale_(self, tensor: Tensor, factor: Tensor) -> None:
+        """Multiply in place by a 0-d tensor; free when it is 1, without asking the host."""
+        ...
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Softmax over the class dimension."""
+        ...
+
+    def softmax_backward(self, grad: Tensor, probs: Tensor) -> Tensor:
+        """Gradient with respect to the logits of a softmax."""
+        ...

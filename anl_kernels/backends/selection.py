@@ -1,0 +1,116 @@
+"""Which backend runs a call: what was asked for, what the tensors are on, what is installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+from anl_kernels.terms import Terms
+
+AUTO = "auto"
+REFERENCE = "reference"
+TRITON = "triton"
+BACKENDS = (TRITON, REFERENCE)
+
+_requested = AUTO
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the losses called in this context on one backend.
+
+    Args:
+        name: "triton", "reference", or "auto" for the fastest that fits the tensors.
+
+    A backend asked for by name never falls back: a call it cannot serve raises RuntimeError with
+    the reason. The setting holds for the process, not for the thread.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the backend cannot run on this machine.
+
+    Example:
+        >>> with ak.use_backend("reference"):
+        ...     loss = criterion(logits, target)
+    """
+    global _requested
+    if name not in (AUTO, *BACKENDS):
+        raise ValueError(f"backend must be one of {', '.join((AUTO, *BACKENDS))}, got {name!r}")
+    reason = None if name == AUTO else why_not(name)
+    if reason:
+        raise RuntimeError(f"backend {name!r} is not available: {reason}")
+    previous, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def choose_backend(device_type: str, terms: Terms | None = None) -> str:
+    """The backend for tensors on a device and a sum of terms, by name.
+
+    ``auto`` takes Triton on GPUs, and the reference elsewhere and for a user's own terms that no
+    kernel knows.
+
+    Raises:
+        RuntimeError: the backend asked for cannot run there.
+    """
+    unknown = [] if terms is None else _terms_without_kernel(terms)
+    if _requested == AUTO:
+        gpu = device_type == "cuda" and why_not(TRITON) is None
+        return TRITON if gpu and not unknown else REFERENCE
+    if _requested == TRITON and unknown:
+        raise RuntimeError(
+            f"backend 'triton' has no kernel for {', '.join(unknown)}: add a functor for it "
+            f"(CONTRIBUTING.md), or choose ak.use_backend('auto')"
+        )
+    if _requested == TRITON and device_type != "cuda" and not interpreting():
+        raise RuntimeError(
+            f"backend 'triton' cannot run on {device_type} tensors: move logits and target to a "
+            f"GPU, choose ak.use_backend('auto'), or set TRITON_INTERPRET=1 before Python starts "
+            f"to run its kernels in Triton's (slow) interpreter"
+        )
+    return _requested
+
+
+def _terms_without_kernel(terms: Terms) -> list[str]:
+    if why_not(TRITON) is not None:
+        return []
+    return [type(term).__name__ for term in terms.terms if not load_backend(TRITON).knows(term)]
+
+
+@lru_cache
+def why_not(name: str) -> str | None:
+    """The reason that a backend cannot run on this machine, or None."""
+    if name == REFERENCE:
+        return None
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); pip install 'triton>=3.6'"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < (3, 6):
+        return f"Triton {triton.__version__} is too old; pip install 'triton>=3.6'"
+    if not torch.cuda.is_available() and not interpreting():
+        return "no CUDA or ROCm device is visible, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in the interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@lru_cache
+def load_backend(name: str) -> ModuleType:
+    """The module that implements :class:`anl_kernels.backends.interface.Backend`."""
+    if name == TRITON:
+        from anl_kernels.backends.triton import launch
+
+        return launch
+    raise ValueError(f"{name!r} is not a kernel backend")

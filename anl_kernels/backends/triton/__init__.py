@@ -1,0 +1,1 @@
+"""Row kernels in Triton, for NVIDIA and AMD GPUs (and the interpreter)."""

@@ -1,0 +1,218 @@
+"""The Triton backend: chooses kernels and launches them. The functions are ``Backend``'s."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from anl_kernels.backends.interface import (
+    RowOutputs,
+    RowRequest,
+    accumulator_dtype,
+    empty_outputs,
+)
+from anl_kernels.backends.layout import RowView, as_rows
+from anl_kernels.backends.triton.arguments import (
+    acc_type,
+    block_args,
+    num_processors,
+    on_device,
+    output_args,
+    row_args,
+    scale_arg,
+    shape_args,
+    term_constants,
+    term_numbers,
+)
+from anl_kernels.backends.triton.backward import row_grad_kernel, scale_kernel
+from anl_kernels.backends.triton.forward import row_sweep_kernel, row_tile_kernel
+from anl_kernels.backends.triton.plan import Plan, plan_rows, plan_tiles
+from anl_kernels.backends.triton.softmax import (
+    softmax_backward_sweep_kernel,
+    softmax_backward_tile_kernel,
+    softmax_sweep_kernel,
+    softmax_tile_kernel,
+)
+from anl_kernels.backends.triton.split import (
+    split_finish_kernel,
+    split_statistics_kernel,
+    split_sums_kernel,
+)
+from anl_kernels.backends.triton.terms import FUNCTORS
+from anl_kernels.terms import Term
+
+SCALE_PROGRAMS_PER_PROCESSOR = 4  # enough loads in flight to fill the memory bus
+
+
+def knows(term: Term) -> bool:
+    """See ``Backend.knows``."""
+    return term.functor in FUNCTORS
+
+
+def row_loss(
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    term_weights: Tensor | None,
+    request: RowRequest,
+) -> RowOutputs:
+    """See ``Backend.row_loss``."""
+    view = as_rows(logits)
+    N = target.numel()
+    constants = term_constants(request.terms)
+    plan = plan_rows(N, view.shape[1], view.class_first, logits.dtype, constants["NUM_DENSE"])
+    outputs = empty_outputs(logits, N, request)
+    if N == 0:
+        return outputs
+    grad = logits if request.write_grad and request.inplace else outputs.grad
+    if plan.form == "split":
+        # The gradient of a split row is a launch of its own, which reads the statistics.
+        kept = request._replace(write_grad=False, probs=False, write_stats=True)
+        results = empty_outputs(logits, N, kept)
+        with on_device(logits):
+            _split_rows(view, target, term_weights, results, request, plan)
+            if request.probs:
+                _softmax(view, as_rows(outputs.probs))
+        if request.write_grad:
+            row_grad(grad, logits, target, row_scale, results.stats, request)
+        stats = results.stats if request.write_stats else outputs.stats
+        return results._replace(grad=outputs.grad, probs=outputs.probs, stats=stats)
+    with on_device(logits):
+        kernel = row_tile_kernel if plan.form == "tile" else row_sweep_kernel
+        kernel[(triton.cdiv(N, plan.block_n),)](
+            **row_args(view, target, request),
+            **output_args(outputs, grad),
+            SCALE=scale_arg(row_scale),
+            W=term_weights,
+            P=term_numbers(request.terms),
+            ALL_ROWS=request.aux or request.probs,
+            **constants,
+            **block_args(plan, logits.dtype),
+        )
+    return outputs
+
+
+def row_grad(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    stats: Tensor,
+    request: RowRequest,
+) -> None:
+    """See ``Backend.row_grad``."""
+    if not grad.numel():
+        return
+    view = as_rows(logits)
+    plan = plan_tiles(view.shape[1], view.class_first, logits.dtype)
+    with on_device(logits):
+        row_grad_kernel[(_tiles(view, plan),)](
+            **row_args(view, target, request),
+            SCALE=scale_arg(row_scale),
+            STATS=stats,
+            GRAD=as_rows(grad).strided,
+            P=term_numbers(request.terms),
+            TERMS=term_constants(request.terms)["TERMS"],
+            **block_args(plan, logits.dtype),
+        )
+
+
+def scale_(tensor: Tensor, factor: Tensor) -> None:
+    """See ``Backend.scale_``."""
+    if not tensor.numel():
+        return
+    view = as_rows(tensor)
+    plan = plan_tiles(view.shape[1], view.class_first, tensor.dtype)
+    programs = min(_tiles(view, plan), SCALE_PROGRAMS_PER_PROCESSOR * num_processors(tensor.device))
+    with on_device(tensor):
+        scale_kernel[(programs,)](
+            T=view.strided, FACTOR=factor, **shape_args(view), **block_args(plan, tensor.dtype)
+        )
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """See ``Backend.softmax``."""
+    probs = torch.empty_like(logits)
+    if probs.numel():
+        with on_device(logits):
+            _softmax(as_rows(logits), as_rows(probs))
+    return probs
+
+
+def softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
+    """See ``Backend.softmax_backward``."""
+    result = torch.empty_like(probs)
+    if result.numel():
+        view = as_rows(probs)
+        plan = _plan_whole_rows(view)
+        tile = plan.form == "tile"
+        kernel = softmax_backward_tile_kernel if tile else softmax_backward_sweep_kernel
+        with on_device(probs):
+            kernel[(triton.cdiv(grad.numel() // view.shape[1], plan.block_n),)](
+                PROBS=view.strided,
+                UP=as_rows(grad).strided,
+                GRAD=as_rows(result).strided,
+                **shape_args(view),
+                **block_args(plan, probs.dtype),
+            )
+    return result
+
+
+def _softmax(view: RowView, probs: RowView) -> None:
+    plan = _plan_whole_rows(view)
+    kernel = softmax_tile_kernel if plan.form == "tile" else softmax_sweep_kernel
+    shape = shape_args(view)
+    kernel[(triton.cdiv(shape["N"], plan.block_n),)](
+        Z=view.strided, PROBS=probs.strided, **shape, **block_args(plan, view.tensor.dtype)
+    )
+
+
+def _plan_whole_rows(view: RowView) -> Plan:
+    B, K, M = view.shape
+    return plan_rows(B * M, K, view.class_first, view.tensor.dtype, may_split=False)
+
+
+def _split_rows(
+    view: RowView,
+    target: Tensor,
+    term_weights: Tensor | None,
+    outputs: RowOutputs,
+    request: RowRequest,
+    plan: Plan,
+) -> None:
+    B, K, M = view.shape
+    N, splits = B * M, triton.cdiv(K, plan.part)
+    constants = term_constants(request.terms)
+    parts = view.tensor.new_empty((N, splits, 4), dtype=accumulator_dtype(view.tensor.dtype))
+    best = torch.empty((N, splits), dtype=torch.int64, device=parts.device)
+    sums = parts.new_empty((N, splits, max(1, 2 * constants["NUM_DENSE"])))
+
+    rows = {
+        **row_args(view, target, request),
+        "PARTS": parts,
+        "SPLITS": splits,
+        "ACC": acc_type(view.tensor.dtype),
+        "num_warps": plan.num_warps,
+    }
+    part: dict[str, Any] = {
+        "PART": plan.part,
+        "BLOCK_K": plan.block_k,
+        "ALL_ROWS": request.aux or request.probs,
+    }
+    P = term_numbers(request.terms)
+    dense = {"TERMS": constants["TERMS"], "NUM_DENSE": constants["NUM_DENSE"]}
+    merge = {"SUMS": sums, "P": P, "BLOCK_S": triton.next_power_of_2(splits), **dense}
+    BEST = best if request.aux else None
+    split_statistics_kernel[(N * splits,)](**rows, **part, BEST=BEST, LINEAR=constants["LINEAR"])
+    if constants["NUM_DENSE"]:
+        split_sums_kernel[(N * splits,)](**rows, **part, **merge)
+    out = output_args(outputs, outputs.grad)["OUT"]
+    split_finish_kernel[(N,)](**rows, **merge, W=term_weights, OUT=out, BEST=BEST)
+
+
+def _tiles(view: RowView, plan: Plan) -> int:
+    B, K, M = view.shape
+    return triton.cdiv(B * M, plan.block_n) * triton.cdiv(K, plan.block_k)

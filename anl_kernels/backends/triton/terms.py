@@ -1,0 +1,279 @@
+"""The terms as Triton functors: the one place where a loss is named in this backend.
+
+A term is ``Functor(phi, head, sum_kind)`` (see docs/math.md for the algebra):
+
+``phi(l, p, a, b, c) -> (value, slope)``
+    The summand and its derivative in l, at l = log p; run on whole tiles.
+``head(l_y, p_y, rest, lse, others, count, a, b, c) -> (loss, c, g, h)``
+    One row's loss and slopes from its sums: c is the total slope in l_y (through the target's own
+    summand too), g the slope in the sum, h the slope in lse where it enters by itself. ``rest``
+    is 1 - p_y from the mass of the other classes; ``others`` the sum of phi over them, ``count``
+    their number. Heads never subtract two numbers that are close when p_y is near 1.
+``sum_kind``
+    NO_SUM: phi is not called. AFFINE: phi(l) = l, and the sum comes out of the first sweep.
+    DENSE: the row is swept once more, when its lse is known.
+``counts``
+    Whether the head reads ``count`` (an AFFINE term always may).
+
+``a, b, c`` are the term's ``scalars()`` (anl_kernels.terms), 0 where there are fewer.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from anl_kernels.backends.triton.numerics import expm1, log1p, power
+
+NO_SUM = tl.constexpr(0)
+AFFINE = tl.constexpr(1)
+DENSE = tl.constexpr(2)
+
+
+class Functor(NamedTuple):
+    phi: triton.JITFunction
+    head: triton.JITFunction
+    sum_kind: tl.constexpr
+    counts: bool = False
+
+
+@triton.jit
+def phi_none(l, p, a, b, c):
+    return tl.zeros_like(l), tl.zeros_like(l)
+
+
+@triton.jit
+def phi_log(l, p, a, b, c):
+    return l, tl.full(l.shape, 1.0, l.dtype)
+
+
+@triton.jit
+def phi_negative_log(l, p, offset, ceiling, c):
+    u = offset + tl.minimum(l, ceiling)
+    inside = (u >= 0) & (l <= ceiling)
+    return tl.maximum(u, 0), tl.where(inside, 1.0, 0.0).to(l.dtype)
+
+
+@triton.jit
+def phi_focal(l, p, gamma, b, c):
+    weight = power(1 - p, gamma)
+    return -weight * l, -weight
+
+
+@triton.jit
+def phi_focal_true(l, p, gamma, b, c):
+    weight, slope = focal_true(l, p, 1 - p, gamma)
+    return -weight * l, slope
+
+
+@triton.jit
+def phi_negative_focal(l, p, gamma, clamp, largest):
+    weight = power(1 - p, gamma)
+    inside = l >= -clamp
+    return tl.where(inside, largest + weight * l, 0.0), tl.where(inside, weight, 0.0)
+
+
+@triton.jit
+def phi_negative_focal_true(l, p, gamma, clamp, largest):
+    weight, slope = focal_true(l, p, 1 - p, gamma)
+    inside = l >= -clamp
+    return tl.where(inside, largest + weight * l, 0.0), tl.where(inside, -slope, 0.0)
+
+
+@triton.jit
+def phi_clamped_prob(l, p, factor, min_prob, c):
+    return factor * tl.maximum(p, min_prob), tl.where(p >= min_prob, factor * p, 0.0)
+
+
+@triton.jit
+def phi_generalised(l, p, q, floor, c):
+    clamped = tl.maximum(l, floor)
+    return -expm1(q * clamped), tl.where(l >= floor, -q * tl.exp(q * clamped), 0.0)
+
+
+@triton.jit
+def phi_square(l, p, a, b, c):
+    return p * p, 2 * p * p
+
+
+@triton.jit
+def focal_true(l, p, complement, gamma):
+    """(1-p)^gamma and the derivative of -(1-p)^gamma l in l, which tends to 0 as p tends to 1."""
+    x = tl.maximum(complement, 1e-35)
+    weight = power(x, gamma)
+    return weight, weight * (gamma * p * (l / x) - 1)
+
+
+@triton.jit
+def quotient(v, slope, others):
+    """(loss, c, g) of v / (v + others), v the target's summand; 1 and flat where both are 0."""
+    total = v + others
+    empty = total == 0
+    inverse = 1 / tl.where(empty, 1.0, total)
+    share = tl.where(empty, 1.0, v * inverse)
+    return share, slope * (others * inverse) * inverse, -tl.where(empty, 0.0, share) * inverse
+
+
+@triton.jit
+def complement_quotient(v, slope, others):
+    """(loss, c, g) of 1 - v / (v + others), without the subtraction."""
+    _, c, g = quotient(v, slope, others)
+    total = v + others
+    return others / tl.where(total == 0, 1.0, total), -c, -g
+
+
+@triton.jit
+def head_ce(l_y, p_y, rest, lse, others, count, a, b, c):
+    return -l_y, tl.full(l_y.shape, -1.0, l_y.dtype), tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_ce_smoothed(l_y, p_y, rest, lse, others, count, smoothing, b, c):
+    g = -smoothing / (count + 1)
+    kept = 1 - smoothing
+    return g * (l_y + others) - kept * l_y, g - kept, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nce(l_y, p_y, rest, lse, others, count, a, b, c):
+    loss, slope, g = quotient(l_y, tl.full(l_y.shape, 1.0, l_y.dtype), others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nnce(l_y, p_y, rest, lse, others, count, offset, ceiling, c):
+    u, slope = phi_negative_log(l_y, p_y, offset, ceiling, c)
+    loss, slope, g = complement_quotient(u, slope, others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_fl(l_y, p_y, rest, lse, others, count, gamma, b, c):
+    weight = power(rest, gamma)
+    return -weight * l_y, -weight, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_fl_true(l_y, p_y, rest, lse, others, count, gamma, b, c):
+    weight, slope = focal_true(l_y, p_y, rest, gamma)
+    return -weight * l_y, slope, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nfl(l_y, p_y, rest, lse, others, count, gamma, b, c):
+    weight = power(rest, gamma)
+    loss, slope, g = quotient(-weight * l_y, -weight, others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nfl_true(l_y, p_y, rest, lse, others, count, gamma, b, c):
+    weight, slope = focal_true(l_y, p_y, rest, gamma)
+    loss, slope, g = quotient(-weight * l_y, slope, others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nnfl(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
+    weight = power(rest, gamma)
+    inside = l_y >= -clamp
+    u = tl.where(inside, largest + weight * l_y, 0.0)
+    loss, slope, g = complement_quotient(u, tl.where(inside, weight, 0.0), others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nnfl_true(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
+    weight, slope = focal_true(l_y, p_y, rest, gamma)
+    inside = l_y >= -clamp
+    u = tl.where(inside, largest + weight * l_y, 0.0)
+    loss, slope, g = complement_quotient(u, tl.where(inside, -slope, 0.0), others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_mae(l_y, p_y, rest, lse, others, count, a, b, c):
+    return rest, -p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_gce(l_y, p_y, rest, lse, others, count, q, floor, c):
+    v, slope = phi_generalised(l_y, p_y, q, floor, c)
+    return v / q, slope / q, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_rce(l_y, p_y, rest, lse, others, count, factor, min_prob, c):
+    return factor * rest, -factor * p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_rce_clamped(l_y, p_y, rest, lse, others, count, factor, min_prob, c):
+    return others, tl.zeros_like(l_y), tl.full(l_y.shape, 1.0, l_y.dtype), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_agce(l_y, p_y, rest, lse, others, count, a, q, c):
+    loss = -power(a + 1, q) * expm1(q * log1p(-rest / (a + 1))) / q
+    return loss, -power(a + p_y, q - 1) * p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_aul(l_y, p_y, rest, lse, others, count, a, q, c):
+    loss = power(a - 1, q) * expm1(q * log1p(rest / (a - 1))) / q
+    return loss, -power(a - 1 + rest, q - 1) * p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_ael(l_y, p_y, rest, lse, others, count, a, b, c):
+    loss = tl.exp(-p_y / a)
+    return loss, -(p_y / a) * loss, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_dft(l_y, p_y, rest, lse, others, count, a, b, c):
+    return -p_y * l_y, -p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_ngce(l_y, p_y, rest, lse, others, count, q, floor, c):
+    v, slope = phi_generalised(l_y, p_y, q, floor, c)
+    loss, slope, g = quotient(v, slope, others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_amse(l_y, p_y, rest, lse, others, count, a, b, c):
+    g = 1 / (count + 1)
+    miss = (1 - a) - rest  # p_y - a
+    return (others + miss * miss) * g, 2 * p_y * miss * g, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_zloss(l_y, p_y, rest, lse, others, count, a, b, c):
+    return lse * lse, tl.zeros_like(l_y), tl.zeros_like(l_y), 2 * lse
+
+
+FUNCTORS = {
+    "ce": Functor(phi_none, head_ce, NO_SUM),
+    "ce_smoothed": Functor(phi_log, head_ce_smoothed, AFFINE),
+    "nce": Functor(phi_log, head_nce, AFFINE),
+    "nnce": Functor(phi_negative_log, head_nnce, DENSE),
+    "fl": Functor(phi_none, head_fl, NO_SUM),
+    "fl_true": Functor(phi_none, head_fl_true, NO_SUM),
+    "nfl": Functor(phi_focal, head_nfl, DENSE),
+    "nfl_true": Functor(phi_focal_true, head_nfl_true, DENSE),
+    "nnfl": Functor(phi_negative_focal, head_nnfl, DENSE),
+    "nnfl_true": Functor(phi_negative_focal_true, head_nnfl_true, DENSE),
+    "mae": Functor(phi_none, head_mae, NO_SUM),
+    "gce": Functor(phi_none, head_gce, NO_SUM),
+    "rce": Functor(phi_none, head_rce, NO_SUM),
+    "rce_clamped": Functor(phi_clamped_prob, head_rce_clamped, DENSE),
+    "agce": Functor(phi_none, head_agce, NO_SUM),
+    "aul": Functor(phi_none, head_aul, NO_SUM),
+    "ael": Functor(phi_none, head_ael, NO_SUM),
+    "dft": Functor(phi_none, head_dft, NO_SUM),
+    "ngce": Functor(phi_generalised, head_ngce, DENSE),
+    "amse": Functor(phi_square, head_amse, DENSE, counts=True),
+    "zloss": Functor(phi_none, head_zloss, NO_SUM),
+}

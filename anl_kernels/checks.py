@@ -1,0 +1,152 @@
+"""Argument checks: every error names the argument, the value received and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_check_labels_everywhere = os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
+_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def check_labels() -> Iterator[None]:
+    """Check every label in this context, on GPUs too, where it costs a synchronisation.
+
+    Outside, a label out of range on a GPU makes its row's loss and gradient NaN; on a CPU it
+    always raises IndexError. ``ANL_KERNELS_CHECK_LABELS=1`` in the environment does the same for
+    a whole process.
+    """
+    global _check_labels_everywhere
+    previous, _check_labels_everywhere = _check_labels_everywhere, True
+    try:
+        yield
+    finally:
+        _check_labels_everywhere = previous
+
+
+def check_floating_logits(logits: Tensor) -> None:
+    """Raise TypeError or ValueError unless logits are floating and not 0-d."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
+    if logits.dtype not in _FLOATING:
+        raise TypeError(
+            f"logits must be float64, float32, float16 or bfloat16, got {logits.dtype}; "
+            f"convert them with .float()"
+        )
+    if logits.dim() == 0:
+        raise ValueError("logits must have shape (K,), (N, K) or (N, K, d1, ...), got shape ()")
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise unless logits are (K,), (N, K) or (N, K, d1, ...) floats with K >= 1."""
+    check_floating_logits(logits)
+    if logits.shape[class_dim(logits)] == 0:
+        raise ValueError(f"logits have no classes: their shape is {tuple(logits.shape)}")
+
+
+def check_target(target: Tensor, logits: Tensor) -> None:
+    """Raise TypeError or ValueError unless target holds class indices for these logits."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.dtype not in (torch.int64, torch.int32):
+        hint = (
+            "class probabilities are not supported, pass class indices"
+            if target.is_floating_point()
+            else "convert it with .long()"
+        )
+        raise TypeError(f"target must be int64 or int32 class indices, got {target.dtype}; {hint}")
+    expected = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
+    if target.shape != expected:
+        raise ValueError(
+            f"target must have shape {tuple(expected)} for logits of shape {tuple(logits.shape)} "
+            f"(classes are dimension {class_dim(logits)}), got {tuple(target.shape)}"
+        )
+    check_device("target", target, logits)
+
+
+def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise IndexError naming the first label that is neither a class nor ``ignore_index``.
+
+    On a CPU always; elsewhere only on request, since it waits for the device. Not in compiled
+    code and functorch transforms, where no value may decide what runs: the row is NaN there.
+    """
+    on_request = target.device.type == "cpu" or _check_labels_everywhere
+    if not on_request or not target.numel() or transforming():
+        return
+    outside = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    if not outside.any():
+        return
+    row = tuple(outside.nonzero()[0].tolist())
+    index = ", ".join(map(str, row))
+    raise IndexError(
+        f"target[{index}] is {target[row].item()}, outside [0, {num_classes}) and not "
+        f"ignore_index ({ignore_index}); correct the label or pass ignore_index"
+    )
+
+
+def check_class_weight(weight: Tensor, logits: Tensor) -> None:
+    """Raise unless ``weight`` is a floating (K,) on the logits' device."""
+    num_classes = logits.shape[class_dim(logits)]
+    _check_floating("weight", weight)
+    if weight.shape != (num_classes,):
+        raise ValueError(
+            f"weight must have shape ({num_classes},), one factor for each class, "
+            f"got {tuple(weight.shape)}"
+        )
+    check_device("weight", weight, logits)
+
+
+def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
+    """Raise unless ``sample_weight`` is floating and has the target's shape."""
+    _check_floating("sample_weight", sample_weight)
+    if sample_weight.shape != target.shape:
+        raise ValueError(
+            f"sample_weight must have the target's shape {tuple(target.shape)}, "
+            f"got {tuple(sample_weight.shape)}"
+        )
+    check_device("sample_weight", sample_weight, target)
+
+
+def check_inplace(logits: Tensor) -> None:
+    """Raise ValueError where a gradient written over the logits would be lost or wrong."""
+    if logits.requires_grad and logits.is_leaf:
+        raise ValueError(
+            "inplace=True needs logits that were computed, such as a layer's output; these are a "
+            "leaf that requires grad, whose .grad would share their memory: pass inplace=False"
+        )
+    if any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
+        raise ValueError(
+            f"inplace=True needs logits without overlapping memory, got an expanded tensor "
+            f"(strides {logits.stride()}): pass inplace=False"
+        )
+
+
+def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
+    """Raise ValueError unless two tensors are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} is on {tensor.device} and must be on {other.device}; "
+            f"move it with {name}.to({str(other.device)!r})"
+        )
+
+
+def transforming() -> bool:
+    """Whether the call is being compiled, or is inside a transform of ``torch.func``."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def class_dim(logits: Tensor) -> int:
+    """The dimension of the classes: 1, or 0 for a single row."""
+    return 0 if logits.dim() == 1 else 1
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating, got {tensor.dtype}; convert it with .float()")

@@ -1,0 +1,158 @@
+"""The losses as modules that stand where ``torch.nn.CrossEntropyLoss`` stands."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from anl_kernels.functional import Aux, robust_loss
+from anl_kernels.options import LossOptions, aux_outputs, check_reduction, class_scale_at
+from anl_kernels.terms import CE, MAE, NCE, NFL, NNCE, NNFL, RCE, Term, Terms, as_terms
+
+_T = TypeVar("_T")
+
+
+class RobustLoss(nn.Module):
+    """A weighted sum of terms as a module: one fused kernel a call.
+
+    Args:
+        terms: a term or a weighted sum of terms, such as ``5.0 * ak.NCE() + 5.0 * ak.NNCE()``. A
+            weight that is an ``nn.Parameter`` becomes a parameter of the module.
+        **options: keywords of :func:`anl_kernels.robust_loss`, fixed for every call. ``weight``
+            becomes a buffer. ``sample_weight`` goes to the call.
+
+    Raises:
+        TypeError: terms is not a term, or an option is unknown.
+        ValueError: an option has a value it cannot have.
+
+    Example:
+        >>> criterion = ak.RobustLoss(ak.GCE(q=0.7), ignore_index=-100)
+        >>> loss = criterion(logits, target)
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, terms: Term | Terms, **options: Unpack[LossOptions]) -> None:
+        super().__init__()
+        self.terms = as_terms(terms)
+        unknown = set(options) - set(LossOptions.__annotations__) | {"sample_weight"} & set(options)
+        if unknown:
+            allowed = sorted(set(LossOptions.__annotations__) - {"sample_weight"})
+            raise TypeError(
+                f"unknown option {', '.join(sorted(unknown))}; the options of a module are "
+                f"{', '.join(allowed)}; sample_weight goes to its call"
+            )
+        check_reduction(options.get("reduction", "mean"))
+        class_scale_at(options.get("class_scale", 1.0), 10)
+        aux_outputs(options.get("return_aux", False))
+        self.register_buffer("weight", options.pop("weight", None), persistent=False)
+        self.options = options
+        for i, tensor in enumerate(self.terms.tensors):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(f"term_weight_{i}", tensor)
+
+    def forward(
+        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Aux]:
+        """The loss; shapes and errors as :func:`anl_kernels.robust_loss`."""
+        return robust_loss(
+            logits,
+            target,
+            self.terms,
+            weight=self.weight,
+            sample_weight=sample_weight,
+            **self.options,  # type: ignore[misc]
+        )
+
+    def extra_repr(self) -> str:
+        """The terms and the options that were given."""
+        given = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{self.terms!r}{given}"
+
+
+class ActiveNegativeLoss(RobustLoss):
+    """Active negative loss: ``alpha NCE + beta NNCE``, or ``alpha NFL + beta NNFL`` (ANL-FL).
+
+    Args:
+        alpha: weight of the active term.
+        beta: weight of the negative term.
+        active: "nce" for ANL-CE, "nfl" for ANL-FL.
+        gamma: exponent of the focal terms, for "nfl".
+        min_prob: lower clamp of the negative term; must stay below 1/K.
+        **options: as for :class:`RobustLoss`.
+
+    Source: Ye et al., "Active Negative Loss Functions for Learning with Noisy Labels", NeurIPS
+    2023. The paper adds an L1 penalty over the parameters, which is not part of this module.
+    """
+
+    def __init__(
+        self,
+        alpha: float | Tensor = 5.0,
+        beta: float | Tensor = 5.0,
+        active: Literal["nce", "nfl"] = "nce",
+        gamma: float = 0.5,
+        min_prob: float = 1e-7,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        pairs: dict[str, tuple[Term, Term]] = {
+            "nce": (NCE(), NNCE(min_prob)),
+            "nfl": (NFL(gamma), NNFL(gamma, min_prob)),
+        }
+        active_term, negative_term = _choose("active", active, pairs)
+        super().__init__(alpha * active_term + beta * negative_term, **options)
+
+
+class ActivePassiveLoss(RobustLoss):
+    """Active passive loss: ``alpha`` times NCE or NFL, plus ``beta`` times MAE or RCE.
+
+    Args:
+        alpha: weight of the active term.
+        beta: weight of the passive term.
+        active: "nce" or "nfl".
+        passive: "mae" or "rce".
+        gamma: exponent of the focal term, for "nfl".
+        **options: as for :class:`RobustLoss`.
+
+    Source: Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", ICML 2020.
+    """
+
+    def __init__(
+        self,
+        alpha: float | Tensor = 1.0,
+        beta: float | Tensor = 1.0,
+        active: Literal["nce", "nfl"] = "nce",
+        passive: Literal["mae", "rce"] = "rce",
+        gamma: float = 0.5,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        active_term = _choose("active", active, {"nce": NCE(), "nfl": NFL(gamma)})
+        passive_term = _choose("passive", passive, {"mae": MAE(), "rce": RCE()})
+        super().__init__(alpha * active_term + beta * passive_term, **options)
+
+
+class SymmetricCrossEntropyLoss(RobustLoss):
+    """Symmetric cross entropy: ``alpha CE + beta RCE``.
+
+    Args:
+        alpha: weight of CE.
+        beta: weight of RCE.
+        **options: as for :class:`RobustLoss`.
+
+    Source: Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV 2019.
+    """
+
+    def __init__(
+        self,
+        alpha: float | Tensor = 0.1,
+        beta: float | Tensor = 1.0,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(alpha * CE() + beta * RCE(), **options)
+
+
+def _choose(name: str, key: str, choices: dict[str, _T]) -> _T:
+    if key not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {key!r}")
+    return choices[key]

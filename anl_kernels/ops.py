@@ -1,0 +1,190 @@
+"""The operators ``torch.ops.anl_kernels.*``: what the compiler, the exporter and opcheck see.
+
+An operator takes tensors and plain numbers. A sum of terms travels as ``Terms.names`` and
+``Terms.params``; the backend by name, chosen when the loss is called, so that the backward pass
+(another thread, another time) uses the same one. Their gradients are in anl_kernels/autograd.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anl_kernels.backends.interface import (
+    RowOutputs,
+    RowRequest,
+    accumulator_dtype,
+    empty_outputs,
+)
+from anl_kernels.backends.selection import load_backend
+from anl_kernels.terms import Terms, decode_terms
+
+_library = torch.library.Library("anl_kernels", "DEF")
+
+
+class RowSpec(NamedTuple):
+    """The arguments of the row operators that are not tensors, in the operators' order."""
+
+    names: str
+    """``Terms.names``."""
+    params: list[float]
+    """``Terms.params``."""
+    ignore_index: int
+    backend: str
+    reduce: bool = True
+    """One loss, the sum over rows; else one for each row."""
+    write_grad: bool = False
+    """The one-pass form: the gradient comes with the loss. Else statistics come, which
+    ``row_grad`` makes the gradient from."""
+    inplace: bool = False
+    """The gradient may take the place of the logits."""
+    aux: bool = False
+    """Also term losses, lse, p_y and argmax."""
+    probs: bool = False
+    """Also the softmax."""
+
+    @property
+    def terms(self) -> Terms:
+        """The sum of terms, its tensor weights apart."""
+        return decode_terms(self.names, tuple(self.params))
+
+    @property
+    def request(self) -> RowRequest:
+        """What a backend is asked."""
+        return RowRequest(
+            self.terms,
+            self.ignore_index,
+            write_grad=self.write_grad,
+            inplace=self.inplace,
+            write_stats=not self.write_grad,
+            aux=self.aux,
+            probs=self.probs,
+        )
+
+
+_SPEC = (
+    "str names, float[] params, int ignore_index, str backend, bool reduce, bool write_grad, "
+    "bool inplace, bool aux, bool probs"
+)
+_RETURNS = "(Tensor loss, " + ", ".join(f"Tensor {name}" for name in RowOutputs._fields) + ")"
+
+
+def _operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the decorated function an operator's implementation on every device."""
+    name = signature.partition("(")[0]
+
+    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        _library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, implementation, "CompositeExplicitAutograd")
+        return implementation
+
+    return register
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the decorated function what an operator answers where there is no data."""
+    return torch.library.register_fake(f"anl_kernels::{name}", lib=_library)
+
+
+@_operator(
+    "row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
+    f"{_SPEC}) -> {_RETURNS}"
+)
+def row_loss(
+    logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
+) -> tuple[Tensor, ...]:
+    """Loss of the rows times ``row_scale`` (0-d or of the target's shape); see :class:`RowSpec`."""
+    options = RowSpec(*spec)
+    backend = load_backend(options.backend)
+    outputs = backend.row_loss(logits, target, row_scale, term_weights, options.request)
+    scaled = outputs.row_losses.view(target.shape) * row_scale
+    return (scaled.sum() if options.reduce else scaled, *outputs)
+
+
+@_fake("row_loss")
+def _(
+    logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
+) -> tuple[Tensor, ...]:
+    options = RowSpec(*spec)
+    shape = () if options.reduce else target.shape
+    loss = logits.new_empty(shape, dtype=accumulator_dtype(logits.dtype))
+    return (loss, *empty_outputs(logits, target.numel(), options.request))
+
+
+@_operator(
+    "row_loss_(Tensor(a!) logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
+    f"{_SPEC}) -> {_RETURNS}"
+)
+def row_loss_(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """:func:`row_loss` with ``write_grad`` and ``inplace``: the gradient overwrites the logits."""
+    torch.autograd.graph.increment_version(logits)
+    return row_loss(logits, *args)
+
+
+_ROW_GRAD_ARGS = f"Tensor target, Tensor row_scale, Tensor stats, {_SPEC}"
+
+
+@_operator(f"row_grad(Tensor logits, {_ROW_GRAD_ARGS}) -> Tensor")
+def row_grad(
+    logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any
+) -> Tensor:
+    """The gradient out of ``row_loss``'s statistics, times ``row_scale`` before it is rounded."""
+    grad = torch.empty_like(logits)
+    _row_grad_into(grad, logits, target, row_scale, stats, spec)
+    return grad
+
+
+@_fake("row_grad")
+def _(logits: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@_operator(f"row_grad_(Tensor(a!) logits, {_ROW_GRAD_ARGS}) -> ()")
+def row_grad_(logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any) -> None:
+    """:func:`row_grad`, written over the logits."""
+    torch.autograd.graph.increment_version(logits)
+    _row_grad_into(logits, logits, target, row_scale, stats, spec)
+
+
+def _row_grad_into(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    stats: Tensor,
+    spec: tuple[Any, ...],
+) -> None:
+    options = RowSpec(*spec)
+    backend = load_backend(options.backend)
+    backend.row_grad(grad, logits, target, row_scale, stats, options.request)
+
+
+@_operator("scale_(Tensor(a!) tensor, Tensor factor, str backend) -> ()")
+def scale_(tensor: Tensor, factor: Tensor, backend: str) -> None:
+    """Multiply in place by a 0-d tensor; costs nothing when it is 1, and never asks the host."""
+    load_backend(backend).scale_(tensor, factor)
+
+
+@_operator("softmax(Tensor logits, str backend) -> Tensor")
+def softmax(logits: Tensor, backend: str) -> Tensor:
+    """Softmax over the class dimension: 1, or 0 for one row."""
+    return load_backend(backend).softmax(logits)
+
+
+@_fake("softmax")
+def _(logits: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@_operator("softmax_backward(Tensor grad, Tensor probs, str backend) -> Tensor")
+def softmax_backward(grad: Tensor, probs: Tensor, backend: str) -> Tensor:
+    """Gradient with respect to the logits of :func:`softmax`."""
+    return load_backend(backend).softmax_backward(grad, probs)
+
+
+@_fake("softmax_backward")
+def _(grad: Tensor, probs: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(probs)

@@ -1,0 +1,57 @@
+"""The keywords that every loss takes, in one place: their types, defaults and checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Literal
+
+from torch import Tensor
+from typing_extensions import TypedDict
+
+Reduction = Literal["mean", "sum", "none"]
+AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs")
+
+
+class LossOptions(TypedDict, total=False):
+    """Keywords of :func:`anl_kernels.robust_loss` and of everything that calls it."""
+
+    weight: Tensor | None
+    sample_weight: Tensor | None
+    ignore_index: int
+    reduction: Reduction
+    class_scale: float | Literal["auto"]
+    inplace: bool
+    return_aux: bool | Collection[str]
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless the reduction is known."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def class_scale_at(class_scale: float | str, num_classes: int) -> float:
+    """The factor on normalised terms at a number of classes.
+
+    ``"auto"`` is ``K log K / (10 log 10)``: the gradient of NCE at uniform logits is proportional
+    to ``1 / (K log K)``, so its weight keeps the effect it has at K = 10 (docs/math.md).
+    """
+    if class_scale == "auto":
+        return max(1, num_classes * math.log(num_classes)) / (10 * math.log(10))
+    if isinstance(class_scale, str) or not math.isfinite(class_scale) or class_scale <= 0:
+        raise ValueError(f"class_scale must be a positive number or 'auto', got {class_scale!r}")
+    return float(class_scale)
+
+
+def aux_outputs(return_aux: bool | Collection[str]) -> tuple[str, ...]:
+    """The auxiliary outputs asked for: True stands for all but the softmax."""
+    if isinstance(return_aux, bool):
+        return AUX_OUTPUTS[:-1] if return_aux else ()
+    names = (return_aux,) if isinstance(return_aux, str) else tuple(return_aux)
+    for name in names:
+        if name not in AUX_OUTPUTS:
+            raise ValueError(
+                f"return_aux must be a bool or some of {', '.join(AUX_OUTPUTS)}, got {name!r}"
+            )
+    return names

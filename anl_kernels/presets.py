@@ -1,0 +1,301 @@
+"""Losses with the hyper-parameters that papers on noisy labels published, by data set.
+
+``anl_ce("cifar100")`` is a :class:`anl_kernels.RobustLoss`. ``get("anl_ce", "cifar100")`` is the
+:class:`Preset` behind it, with its source and with what the recipe needs beside the loss, such as
+ANL's L1 factor. ``list()`` gives all of them.
+
+The weights belong to the number of classes of their data set: the normalised terms shrink as 1/K.
+RCE and GCE are exact here, while the official code clamps probabilities at 1e-7: for its values
+write ``RCE(min_prob=1e-7)`` or ``GCE(min_prob=1e-7)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from typing_extensions import Unpack
+
+from anl_kernels.losses import RobustLoss
+from anl_kernels.options import LossOptions
+from anl_kernels.terms import (
+    AEL,
+    AGCE,
+    AMSE,
+    AUL,
+    CE,
+    GCE,
+    MAE,
+    NCE,
+    NFL,
+    NNCE,
+    NNFL,
+    RCE,
+    Term,
+    Terms,
+    as_terms,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published setting of a loss on a data set."""
+
+    name: str
+    """The function of this module that makes the loss."""
+    dataset: str
+    """"mnist", "cifar10", "cifar100", "webvision" (its first 50 classes) or "clothing1m"."""
+    terms: Terms
+    l1: float | None
+    """Factor of the sum of |parameter| over all parameters, biases and norms included: 0 for
+    losses without it, None where the source of the weights does not state it."""
+    source: str
+    """The paper of the loss."""
+    note: str
+    """What else the recipe needs, and where the setting comes from if not from ``source``."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    make: Callable[..., Term | Terms]
+    source: str
+    settings: Mapping[str, tuple[float, ...]]
+    """For each data set, the arguments of ``make``."""
+    l1: Mapping[str, float] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def _sum(alpha: float, first: Term, beta: float, second: Term) -> Terms:
+    """The weighted sum, without a first term of weight 0."""
+    return alpha * first + beta * second if alpha else beta * second
+
+
+_ANL = "Ye et al., Active Negative Loss Functions for Learning with Noisy Labels, NeurIPS 2023"
+_APL = "Ma et al., Normalized Loss Functions for Deep Learning with Noisy Labels, ICML 2020"
+_ALF = "Zhou et al., Asymmetric Loss Functions for Learning with Noisy Labels, ICML 2021"
+_SCE = "Wang et al., Symmetric Cross Entropy for Robust Learning with Noisy Labels, ICCV 2019"
+_GCE = (
+    "Zhang and Sabuncu, Generalized Cross Entropy Loss for Training Deep Neural Networks with "
+    "Noisy Labels, NeurIPS 2018"
+)
+_JAL = "Joint Asymmetric Loss for Learning with Noisy Labels, ICCV 2025"
+
+_WEIGHT_DECAY = {"mnist": 1e-3, "cifar10": 1e-4, "cifar100": 1e-5, "webvision": 3e-5}
+_FOLLOW_UP = "weights as in follow-up papers"
+
+_TABLE = {
+    "anl_ce": _Recipe(
+        lambda alpha, beta: _sum(alpha, NCE(), beta, NNCE()),
+        _ANL,
+        {
+            "mnist": (1, 1),
+            "cifar10": (5, 5),
+            "cifar100": (10, 1),
+            "webvision": (20, 1),
+            "clothing1m": (5, 0.1),
+        },
+        l1={"mnist": 1e-6, "cifar10": 5e-5, "cifar100": 5e-7, "webvision": 5e-6},
+    ),
+    "anl_fl": _Recipe(
+        lambda alpha, beta: _sum(alpha, NFL(gamma=0.5), beta, NNFL(gamma=0.5)),
+        _ANL,
+        {"mnist": (1, 1), "cifar10": (5, 5), "cifar100": (10, 1), "clothing1m": (5, 0.1)},
+        l1={"mnist": 1e-6, "cifar10": 5e-5, "cifar100": 5e-7},
+    ),
+    "nce_rce": _Recipe(
+        lambda alpha, beta: _sum(alpha, NCE(), beta, RCE()),
+        _APL,
+        {
+            "mnist": (1, 10),
+            "cifar10": (1, 1),
+            "cifar100": (10, 0.1),
+            "webvision": (50, 0.1),
+            "clothing1m": (10, 1),
+        },
+    ),
+    "nfl_rce": _Recipe(
+        lambda alpha, beta: _sum(alpha, NFL(gamma=0.5), beta, RCE()),
+        _APL,
+        {"mnist": (1, 10), "cifar10": (1, 1), "cifar100": (10, 0.1), "webvision": (50, 0.1)},
+    ),
+    "nce_mae": _Recipe(
+        lambda alpha, beta: _sum(alpha, NCE(), beta, MAE()),
+        _APL,
+        {"mnist": (1, 10), "cifar10": (1, 1), "cifar100": (10, 0.1), "webvision": (50, 1)},
+        notes={"cifar100": f"{_FOLLOW_UP}; the source has alpha 10, beta 1"},
+    ),
+    "nfl_mae": _Recipe(
+        lambda alpha, beta: _sum(alpha, NFL(gamma=0.5), beta, MAE()),
+        _APL,
+        {"mnist": (1, 10), "cifar10": (1, 1), "cifar100": (10, 1), "webvision": (50, 1)},
+    ),
+    "sce": _Recipe(
+        lambda alpha, beta: _sum(alpha, CE(), beta, RCE()),
+        _SCE,
+        {
+            "mnist": (0.01, 1),
+            "cifar10": (0.1, 1),
+            "cifar100": (6, 0.1),
+            "webvision": (10, 1),
+            "clothing1m": (10, 1),
+        },
+    ),
+    "gce": _Recipe(
+        GCE,
+        _GCE,
+        {
+            "mnist": (0.7,),
+            "cifar10": (0.7,),
+            "cifar100": (0.7,),
+            "webvision": (0.7,),
+            "clothing1m": (0.6,),
+        },
+    ),
+    "nce_agce": _Recipe(
+        lambda alpha, beta, a, q: _sum(alpha, NCE(), beta, AGCE(a, q)),
+        _ALF,
+        {
+            "mnist": (0, 1, 4, 0.2),
+            "cifar10": (1, 4, 6, 1.5),
+            "cifar100": (10, 0.1, 1.8, 3),
+            "webvision": (50, 0.1, 2.5, 3),
+            "clothing1m": (50, 0.1, 2.5, 3),
+        },
+    ),
+    "nce_aul": _Recipe(
+        lambda alpha, beta, a, q: _sum(alpha, NCE(), beta, AUL(a, q)),
+        _ALF,
+        {"mnist": (0, 1, 3, 0.1), "cifar10": (1, 4, 6.3, 1.5), "cifar100": (10, 0.015, 6, 3)},
+    ),
+    "nce_ael": _Recipe(
+        lambda alpha, beta, a: _sum(alpha, NCE(), beta, AEL(a)),
+        _ALF,
+        {"mnist": (0, 1, 3.5), "cifar10": (1, 4, 5), "cifar100": (10, 0.1, 1.5)},
+    ),
+    "nce_amse": _Recipe(
+        lambda alpha, beta, a: _sum(alpha, NCE(), beta, AMSE(a)),
+        _JAL,
+        {
+            "cifar10": (1, 1, 30),
+            "cifar100": (5, 1, 20),
+            "webvision": (50, 1, 30),
+            "clothing1m": (5, 0.1, 5),
+        },
+    ),
+}
+
+
+def get(name: str, dataset: str) -> Preset:
+    """The published setting of a loss on a data set.
+
+    Args:
+        name: a loss function of this module, such as "anl_ce".
+        dataset: such as "cifar100".
+
+    Raises:
+        ValueError: there is no such loss, or the loss has no setting for the data set.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"preset must be one of {', '.join(_TABLE)}, got {name!r}")
+    recipe = _TABLE[name]
+    if dataset not in recipe.settings:
+        raise ValueError(
+            f"dataset must be one of {', '.join(recipe.settings)} for {name}, got {dataset!r}"
+        )
+    terms = as_terms(recipe.make(*recipe.settings[dataset]))
+    l1 = recipe.l1.get(dataset) if recipe.l1 else 0.0
+    return Preset(name, dataset, terms, l1, recipe.source, _note(recipe, dataset))
+
+
+def list() -> tuple[Preset, ...]:
+    """Every preset."""
+    return tuple(get(name, dataset) for name in _TABLE for dataset in _TABLE[name].settings)
+
+
+def anl_ce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """ANL-CE, ``alpha NCE + beta NNCE`` (Ye et al., NeurIPS 2023).
+
+    The paper adds ``get("anl_ce", dataset).l1`` times the sum of |parameter| over all parameters,
+    sets weight decay to 0, and clips the norm of the gradient of the sum at 5.0.
+
+    Args:
+        dataset: mnist, cifar10, cifar100, webvision or clothing1m.
+        **options: as for :class:`anl_kernels.RobustLoss`.
+
+    Raises:
+        ValueError: there is no setting for the data set.
+    """
+    return _loss("anl_ce", dataset, options)
+
+
+def anl_fl(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """ANL-FL, ``alpha NFL + beta NNFL`` with gamma 0.5; L1 and the rest as :func:`anl_ce`."""
+    return _loss("anl_fl", dataset, options)
+
+
+def nce_rce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NCE + beta RCE`` (Ma et al., ICML 2020), with RCE exact, not clamped at 1e-7."""
+    return _loss("nce_rce", dataset, options)
+
+
+def nfl_rce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NFL + beta RCE`` (Ma et al., ICML 2020), with RCE exact, not clamped at 1e-7."""
+    return _loss("nfl_rce", dataset, options)
+
+
+def nce_mae(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NCE + beta MAE`` (Ma et al., ICML 2020)."""
+    return _loss("nce_mae", dataset, options)
+
+
+def nfl_mae(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NFL + beta MAE`` (Ma et al., ICML 2020)."""
+    return _loss("nfl_mae", dataset, options)
+
+
+def sce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha CE + beta RCE`` (Wang et al., ICCV 2019), with RCE exact, not clamped at 1e-7."""
+    return _loss("sce", dataset, options)
+
+
+def gce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """GCE (Zhang and Sabuncu, NeurIPS 2018), exact, not clamped at 1e-7."""
+    return _loss("gce", dataset, options)
+
+
+def nce_agce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NCE + beta AGCE`` (Zhou et al., ICML 2021); on MNIST alpha is 0: AGCE alone."""
+    return _loss("nce_agce", dataset, options)
+
+
+def nce_aul(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NCE + beta AUL`` (Zhou et al., ICML 2021); on MNIST alpha is 0: AUL alone."""
+    return _loss("nce_aul", dataset, options)
+
+
+def nce_ael(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha NCE + beta AEL`` (Zhou et al., ICML 2021); on MNIST alpha is 0: AEL alone."""
+    return _loss("nce_ael", dataset, options)
+
+
+def nce_amse(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """JAL-CE, ``alpha NCE + beta AMSE`` (Joint Asymmetric Loss, ICCV 2025)."""
+    return _loss("nce_amse", dataset, options)
+
+
+jal_ce = nce_amse
+
+
+def _loss(name: str, dataset: str, options: LossOptions) -> RobustLoss:
+    return RobustLoss(get(name, dataset).terms, **options)
+
+
+def _note(recipe: _Recipe, dataset: str) -> str:
+    notes = [recipe.notes[dataset]] if dataset in recipe.notes else []
+    if dataset == "clothing1m":
+        notes.append(_FOLLOW_UP)
+    elif recipe.l1:
+        notes.append("weight decay 0; gradient norm, L1 term included, clipped at 5.0")
+    else:
+        notes.append(f"weight decay {_WEIGHT_DECAY[dataset]:g}")
+    return "; ".join(notes)

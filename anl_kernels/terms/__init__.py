@@ -1,0 +1,30 @@
+"""The losses: what each term is, and how terms add up. One class per loss."""
+
+from anl_kernels.terms.base import REGISTRY, Term, Terms, as_terms, decode_terms
+from anl_kernels.terms.focal import FL, NFL, NNFL
+from anl_kernels.terms.logarithmic import CE, NCE, NNCE, ZLoss
+from anl_kernels.terms.probability import AEL, AGCE, AMSE, AUL, DFT, GCE, MAE, NGCE, RCE
+
+__all__ = [
+    "AEL",
+    "AGCE",
+    "AMSE",
+    "AUL",
+    "CE",
+    "DFT",
+    "FL",
+    "GCE",
+    "MAE",
+    "NCE",
+    "NFL",
+    "NGCE",
+    "NNCE",
+    "NNFL",
+    "RCE",
+    "REGISTRY",
+    "Term",
+    "Terms",
+    "ZLoss",
+    "as_terms",
+    "decode_terms",
+]

@@ -1,0 +1,98 @@
+"""What a term sees of the logits, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _lazy:
+    """A cached property; before Python 3.12 ``functools``' holds a lock, which Dynamo refuses."""
+
+    def __init__(self, compute: Callable[[Any], Tensor]) -> None:
+        self.compute = compute
+
+    def __get__(self, row: Any, owner: type) -> Tensor:
+        value = self.compute(row)
+        row.__dict__[self.compute.__name__] = value
+        return value
+
+
+class Row:
+    """Log-probabilities of rows of logits and of their targets, in numerically sound form.
+
+    Shapes: ``logits`` (..., K) float32 or float64, ``target`` (...) int64 in [0, K). Everything
+    here is twice differentiable. A logit of -inf is a class that is not there: it enters no sum
+    and is not counted in ``num_classes``.
+
+    A sum over classes is taken over the others and the target apart, and the target's
+    log-probability comes from its margin over the others: ``rest`` = 1 - p_y, and the gradient at
+    the target, keep their digits when p_y is close to 1.
+    """
+
+    def __init__(self, logits: Tensor, target: Tensor) -> None:
+        self.logits = logits
+        self.target = target.unsqueeze(-1)
+        self.absent = logits == -torch.inf
+        self.not_other = self.absent.scatter(-1, self.target, True)
+
+    def total_others(self, values: Tensor) -> Tensor:
+        """Sum of (..., K) values over the classes that are there, less the target: (...)."""
+        return values.masked_fill(self.not_other, 0).sum(-1)
+
+    @_lazy
+    def margin(self) -> Tensor:
+        """log(p_y / (1 - p_y)): the target's logit less the log-sum-exp of the others."""
+        others = self.logits.masked_fill(self.not_other, -torch.inf)
+        return self.logits.gather(-1, self.target).squeeze(-1) - others.logsumexp(-1)
+
+    @_lazy
+    def l_y(self) -> Tensor:
+        """log p_y."""
+        return F.logsigmoid(self.margin)
+
+    @_lazy
+    def p_y(self) -> Tensor:
+        """Probability of the target."""
+        return self.margin.sigmoid()
+
+    @_lazy
+    def rest(self) -> Tensor:
+        """1 - p_y, with full relative precision."""
+        return (-self.margin).sigmoid()
+
+    @_lazy
+    def log_probs(self) -> Tensor:
+        """log p_k of the other classes (0 where there is none, so that products stay finite)."""
+        return self.logits.log_softmax(-1).masked_fill(self.not_other, 0)
+
+    @_lazy
+    def probs(self) -> Tensor:
+        """p_k of every class."""
+        return self.logits.softmax(-1)
+
+    @_lazy
+    def lse(self) -> Tensor:
+        """Log-sum-exp of the logits."""
+        return self.logits.logsumexp(-1)
+
+    @_lazy
+    def num_classes(self) -> Tensor:
+        """The number of classes that are there."""
+        return (~self.absent).sum(-1).to(self.logits.dtype)
+
+
+def fraction(part: Tensor, other: Tensor) -> Tensor:
+    """``part / (part + other)`` for numbers of one sign; 1 where both are 0.
+
+    Divides the smaller by the larger: in the plain quotient the derivatives are differences that
+    cancel when one is K times the other.
+    """
+    smaller = part.abs() < other.abs()
+    x = part.masked_fill(~smaller, 0) / other.masked_fill(~smaller, 1)
+    y = other.masked_fill(smaller, 0) / part.masked_fill(smaller | (part == 0), 1)
+    return torch.where(smaller, x / (1 + x), 1 / (1 + y))
