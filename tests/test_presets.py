@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+import anl_kernels as ak
+from anl_kernels import presets
+
+NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "webvision": 50, "clothing1m": 14}
+DATASETS = {
+    "anl_ce": set(NUM_CLASSES),
+    "anl_fl": set(NUM_CLASSES) - {"webvision"},
+    "nce_rce": set(NUM_CLASSES),
+    "nfl_rce": set(NUM_CLASSES) - {"clothing1m"},
+    "nce_mae": set(NUM_CLASSES) - {"clothing1m"},
+    "nfl_mae": set(NUM_CLASSES) - {"clothing1m"},
+    "sce": set(NUM_CLASSES),
+    "gce": set(NUM_CLASSES),
+    "nce_agce": set(NUM_CLASSES),
+    "nce_aul": {"mnist", "cifar10", "cifar100"},
+    "nce_ael": {"mnist", "cifar10", "cifar100"},
+    "nce_amse": set(NUM_CLASSES) - {"mnist"},
+}
+
+
+def test_the_table_is_complete():
+    found = [(preset.name, preset.dataset) for preset in presets.list()]
+    assert len(found) == len(set(found))
+    assert set(found) == {(name, dataset) for name in DATASETS for dataset in DATASETS[name]}
+
+
+@pytest.mark.parametrize("preset", presets.list(), ids=lambda p: f"{p.name}-{p.dataset}")
+def test_loss_and_gradient_are_finite(preset, device):
+    criterion = getattr(presets, preset.name)(preset.dataset)
+    assert criterion.terms == preset.terms
+    num_classes = NUM_CLASSES[preset.dataset]
+    logits = (3 * torch.randn(16, num_classes, device=device)).requires_grad_()
+    loss = criterion(logits, torch.randint(num_classes, (16,), device=device))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+    assert preset.source
+    assert preset.note
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "terms"),
+    [
+        ("anl_ce", "cifar100", 10.0 * ak.NCE() + 1.0 * ak.NNCE(1e-7)),
+        ("anl_ce", "webvision", 20.0 * ak.NCE() + 1.0 * ak.NNCE(1e-7)),
+        ("anl_fl", "cifar10", 5.0 * ak.NFL(0.5) + 5.0 * ak.NNFL(0.5, 1e-7)),
+        ("nce_rce", "mnist", 1.0 * ak.NCE() + 10.0 * ak.RCE()),
+        ("nfl_rce", "webvision", 50.0 * ak.NFL(0.5) + 0.1 * ak.RCE()),
+        ("nce_mae", "cifar100", 10.0 * ak.NCE() + 0.1 * ak.MAE()),
+        ("nfl_mae", "cifar100", 10.0 * ak.NFL(0.5) + 1.0 * ak.MAE()),
+        ("sce", "cifar100", 6.0 * ak.CE() + 0.1 * ak.RCE()),
+        ("gce", "clothing1m", 1.0 * ak.GCE(0.6)),
+        ("nce_agce", "cifar100", 10.0 * ak.NCE() + 0.1 * ak.AGCE(1.8, 3)),
+        ("nce_aul", "cifar10", 1.0 * ak.NCE() + 4.0 * ak.AUL(6.3, 1.5)),
+        ("nce_ael", "cifar10", 1.0 * ak.NCE() + 4.0 * ak.AEL(5)),
+        ("nce_amse", "clothing1m", 5.0 * ak.NCE() + 0.1 * ak.AMSE(5)),
+        # alpha is 0: the other term alone
+        ("nce_agce", "mnist", 1.0 * ak.AGCE(4, 0.2)),
+        ("nce_aul", "mnist", 1.0 * ak.AUL(3, 0.1)),
+        ("nce_ael", "mnist", 1.0 * ak.AEL(3.5)),
+    ],
+)
+def test_published_values(name, dataset, terms):
+    assert presets.get(name, dataset).terms == terms
+
+
+def test_l1_factors_of_anl():
+    factors = {"mnist": 1e-6, "cifar10": 5e-5, "cifar100": 5e-7, "webvision": 5e-6}
+    for preset in presets.list():
+        is_anl = preset.name.startswith("anl")
+        assert preset.l1 == (factors.get(preset.dataset) if is_anl else 0)
+
+
+def test_options_reach_the_loss():
+    criterion = presets.jal_ce("cifar10", ignore_index=255, reduction="none")
+    loss = criterion(torch.randn(2, 10), torch.tensor([3, 255]))
+    assert loss.shape == (2,)
+    assert loss[1] == 0
+
+
+def test_unknown_names_are_answered_with_the_known():
+    with pytest.raises(ValueError, match="mnist, cifar10, cifar100 for nce_ael, got 'imagenet'"):
+        presets.nce_ael("imagenet")
+    with pytest.raises(ValueError, match="anl_ce, anl_fl, nce_rce"):
+        presets.get("anl", "cifar10")
