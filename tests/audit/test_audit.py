@@ -1,0 +1,79 @@
+"""Every kernel compiles for its targets within a committed budget, on a machine without a GPU.
+
+budget.json holds what Triton's pinned release makes of each launch; after a change that earns it,
+``python tests/audit/write_budget.py`` writes it anew, and the difference is reviewed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+BUDGET = json.loads((HERE / "budget.json").read_text())
+
+
+def compile_for(target):
+    """The report of compile_kernels.py, which needs a process without the interpreter."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(HERE.parents[1])
+    command = [sys.executable, str(HERE / "compile_kernels.py"), target]
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+compiled = lru_cache(compile_for)
+
+pytestmark = pytest.mark.skipif(
+    triton.__version__ != BUDGET["triton"],
+    reason=f"the budget is of Triton {BUDGET['triton']}, this is {triton.__version__}",
+)
+
+
+@pytest.mark.parametrize("target", BUDGET["targets"])
+class TestAudit:
+    def test_no_launch_spills(self, target):
+        spilling = {name: used for name, used in compiled(target).items() if used["spilled"]}
+        assert not spilling
+
+    def test_registers_and_shared_memory_stay_within_budget(self, target):
+        budget = BUDGET["targets"][target]
+        over = {
+            name: (used, budget[name])
+            for name, used in compiled(target).items()
+            if any(used[key] > budget[name][key] for key in ("registers", "shared"))
+        }
+        assert not over
+
+    def test_loads_and_stores_stay_as_wide(self, target):
+        budget = BUDGET["targets"][target]
+        narrower = {
+            name: (used, budget[name])
+            for name, used in compiled(target).items()
+            if any(used[key] < budget[name][key] for key in ("load_bits", "store_bits"))
+        }
+        assert not narrower
+
+    def test_aligned_rows_move_16_bytes_at_a_time(self, target):
+        swept = [used for name, used in compiled(target).items() if name.startswith("sweep131072")]
+        assert swept
+        if target != "gfx942":
+            assert all(used["load_bits"] == 128 for used in swept)
+
+    def test_budget_names_every_launch(self, target):
+        assert set(compiled(target)) == set(BUDGET["targets"][target])
+
+
+def test_a_case_for_every_kernel():
+    from anl_kernels.backends.triton import launch
+
+    kernels = {name for name in vars(launch) if name.endswith("_kernel")}
+    audited = {name.split("/")[1] for name in BUDGET["targets"]["sm_90"]}
+    assert audited == kernels
