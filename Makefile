@@ -15,10 +15,12 @@ ifeq ($(SYSTEM_PACKAGES),1)
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
 CLANG_FORMAT = clang-format
 ready = python-version
+WORKERS =
 else
 RUN = $(VENV)/bin/python
 CLANG_FORMAT = $(VENV)/bin/clang-format
 ready = $(VENV)/.installed-$(1)
+WORKERS = -n auto
 endif
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -33,7 +35,7 @@ demo: $(call ready,demo) ## run the demo (DEMO_ARGS="...")
 .PHONY: test
 test: $(call ready,test) ## run the tests (PYTEST_ARGS="...")
 	@echo "Running the tests ..."
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(call ready,dev) ## lint, formatting and types

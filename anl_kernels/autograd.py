@@ -104,9 +104,9 @@ class RowGradientFunction(torch.autograd.Function):
             grad_scale = losses.sum() if row_scale.dim() == 0 else losses
         if needed[3]:
             assert term_weights is not None
-            factors = term_losses.new_tensor(spec.terms.factors)
-            by_row = upstream.expand(target.shape).reshape(-1, 1)
-            grad_weights = (term_losses * by_row).sum(0) * factors
+            by_row = upstream.expand(target.shape).reshape(-1)
+            columns = zip(spec.terms.factors, term_losses.unbind(1), strict=True)
+            grad_weights = torch.stack([f * (losses * by_row).sum() for f, losses in columns])
         return grad_logits, grad_scale, grad_weights
 
     @staticmethod

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from anl_kernels import checks
-from anl_kernels.autograd import RowLossFunction, SoftmaxFunction
+from anl_kernels.autograd import SoftmaxFunction
 from anl_kernels.backends import reference
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.backends.selection import REFERENCE, choose_backend
-from anl_kernels.ops import RowSpec
+from anl_kernels.execution import Aux, Call, row_scale_of, run
 from anl_kernels.options import (
     LossOptions,
     Reduction,
@@ -24,27 +21,6 @@ from anl_kernels.options import (
     class_scale_at,
 )
 from anl_kernels.terms import CE, NCE, NNCE, Term, Terms, as_terms
-
-
-@dataclass(frozen=True)
-class Aux:
-    """What a loss knew on its way, without gradient; None where it was not asked for.
-
-    Shapes: N-d like the target, with T terms first in ``term_losses`` and like the logits in
-    ``probs``. float32, or float64 for float64 logits; ``argmax`` int64; ``probs`` in the logits'
-    dtype. Rows whose label is ignored have ``term_losses`` and ``p_y`` 0.
-    """
-
-    term_losses: Tensor | None = None
-    """Each term's loss, without its weight."""
-    lse: Tensor | None = None
-    """Log-sum-exp of the logits."""
-    p_y: Tensor | None = None
-    """Probability of the label."""
-    argmax: Tensor | None = None
-    """The class of the largest logit, the first of equals: the prediction."""
-    probs: Tensor | None = None
-    """The softmax."""
 
 
 def robust_loss(
@@ -107,18 +83,17 @@ def robust_loss(
     if sample_weight is not None:
         checks.check_sample_weight(sample_weight, target)
 
-    call = _Call(
+    call = Call(
         logits=logits,
         target=target,
-        row_scale=_row_scale(logits, target, weight, sample_weight, ignore_index, reduction),
+        row_scale=row_scale_of(logits, target, weight, sample_weight, ignore_index, reduction),
         terms=scaled_terms,
         ignore_index=ignore_index,
         reduce=reduction != "none",
         inplace=inplace,
         aux=aux_outputs(return_aux),
     )
-    backend = choose_backend(logits.device.type, scaled_terms)
-    loss, aux = _reference(call) if backend == REFERENCE else _kernels(call, backend)
+    loss, aux = run(call)
     return (loss, aux) if return_aux else loss
 
 
@@ -173,51 +148,11 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
         raise IndexError(f"dim must be in [-{logits.dim()}, {logits.dim() - 1}], got {dim}")
     backend = choose_backend(logits.device.type)
     if backend == REFERENCE:
-        acc = accumulator_dtype(logits.dtype)
-        return torch.softmax(logits, dim, dtype=acc).to(logits.dtype)
+        return reference.softmax(logits, dim)
     dim %= logits.dim()
     before, after = logits.shape[:dim].numel(), logits.shape[dim + 1 :].numel()
     rows = logits.reshape(before, logits.shape[dim], *(() if after == 1 else (after,)))
     return SoftmaxFunction.apply(rows, backend).reshape(logits.shape)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A checked call of a loss."""
-
-    logits: Tensor
-    target: Tensor
-    row_scale: Tensor
-    terms: Terms
-    ignore_index: int
-    reduce: bool
-    inplace: bool
-    aux: tuple[str, ...]
-
-
-def _row_scale(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-) -> Tensor:
-    """The factor of each row, or one (0-d) for all: weights over the divisor of the mean."""
-    acc = accumulator_dtype(logits.dtype)
-    scale = None
-    if weight is not None:
-        # The label may be ignore_index or, on a GPU, wrong; neither may become an address.
-        scale = weight.to(acc)[target.clamp(0, weight.numel() - 1)]
-    if reduction == "mean":
-        counted = target != ignore_index
-        divisor = counted.sum(dtype=acc) if scale is None else (scale * counted).sum()
-        inverse = torch.where(divisor == 0, 0.0, 1 / divisor)
-        scale = inverse if scale is None else scale * inverse
-    if sample_weight is not None:
-        factors = sample_weight.to(acc)
-        scale = factors if scale is None else scale * factors
-    return logits.new_ones((), dtype=acc) if scale is None else scale
 
 
 def _check_weighted_terms(terms: Terms) -> None:
@@ -228,69 +163,3 @@ def _check_weighted_terms(terms: Terms) -> None:
                 f"torch.nn.CrossEntropyLoss weighs the smoothed classes one by one, this library "
                 f"weighs rows; set label_smoothing=0 or pass sample_weight=weight[target]"
             )
-
-
-def _reference(call: _Call) -> tuple[Tensor, Aux]:
-    weights = call.terms.tensor_weights(like=call.row_scale)
-    out = reference.row_loss(call.logits, call.target, weights, call.terms, call.ignore_index)
-    scaled = out.row_losses * call.row_scale
-    loss = scaled.sum() if call.reduce else scaled
-    row = out.row
-    ignored = call.target == call.ignore_index
-    made = {
-        "term_losses": lambda: out.term_losses.detach(),
-        "lse": lambda: row.lse.detach(),
-        "p_y": lambda: row.p_y.detach().masked_fill(ignored, 0),
-        "argmax": lambda: call.logits.argmax(checks.class_dim(call.logits)),
-        "probs": lambda: softmax(call.logits.detach(), checks.class_dim(call.logits)),
-    }
-    return loss, Aux(**{name: made[name]() for name in call.aux})
-
-
-def _kernels(call: _Call, backend: str) -> tuple[Tensor, Aux]:
-    logits, shape = call.logits, call.target.shape
-    weights = call.terms.tensor_weights(like=call.row_scale)
-    learned = weights is not None and weights.requires_grad
-    needs_grad = torch.is_grad_enabled() and logits.requires_grad
-    if call.inplace and needs_grad:
-        checks.check_inplace(logits)
-    spec = RowSpec(
-        names=call.terms.names,
-        params=list(call.terms.params),
-        ignore_index=call.ignore_index,
-        backend=backend,
-        reduce=call.reduce,
-        write_grad=needs_grad and _one_pass(call, learned),
-        inplace=call.inplace and needs_grad,
-        aux=learned or not {"probs"}.issuperset(call.aux),
-        probs="probs" in call.aux,
-    )
-    loss, _, _, _, term_losses, lse, p_y, argmax, probs = RowLossFunction.apply(
-        logits, call.target, call.row_scale, weights, *spec
-    )
-    made = {
-        "term_losses": lambda: term_losses.t().reshape(-1, *shape),
-        "lse": lambda: lse.view(shape),
-        "p_y": lambda: p_y.view(shape),
-        "argmax": lambda: argmax.view(shape),
-        "probs": lambda: probs,
-    }
-    return loss, Aux(**{name: made[name]() for name in call.aux})
-
-
-def _one_pass(call: _Call, learned_weights: bool) -> bool:
-    """Whether the forward kernel shall write the gradient too: 1 read + 1 write of the logits.
-
-    Otherwise the backward reads them again, which costs a third more but takes any upstream
-    gradient before it rounds. float16 needs that: NCE's gradient, about 1/K, is below float16's
-    smallest number until a GradScaler has multiplied it. Compiled code and functorch transforms
-    need it: the compiler would copy a gradient that is scaled in place, and functorch always asks
-    for a differentiable backward, which recomputes.
-    """
-    return (
-        call.reduce
-        and call.logits.dtype != torch.float16
-        and not learned_weights
-        and not call.row_scale.requires_grad
-        and not checks.transforming()
-    )

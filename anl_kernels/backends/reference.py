@@ -45,8 +45,13 @@ def row_loss(
     row = Row(z, target.long().clamp(0, num_classes - 1))
     losses = torch.stack([term.rows(row) for term in terms.terms])
     losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
-    weights = losses.new_tensor(terms.factors)
+    pairs = zip(terms.factors, losses, strict=True)
+    weighted = torch.stack([factor * loss for factor, loss in pairs])
     if term_weights is not None:
-        weights = weights * term_weights
-    combined = (losses * weights.reshape(-1, *(1,) * target.dim())).sum(0)
-    return ReferenceOutputs(combined, losses, row)
+        weighted = weighted * term_weights.reshape(-1, *(1,) * target.dim())
+    return ReferenceOutputs(weighted.sum(0), losses, row)
+
+
+def softmax(logits: Tensor, dim: int) -> Tensor:
+    """Softmax over ``dim`` with the accumulator's arithmetic, in the logits' dtype."""
+    return torch.softmax(logits, dim, dtype=accumulator_dtype(logits.dtype)).to(logits.dtype)

@@ -58,12 +58,12 @@ class Row:
     @_lazy
     def p_y(self) -> Tensor:
         """Probability of the target."""
-        return self.margin.sigmoid()
+        return _sigmoid(self.margin)
 
     @_lazy
     def rest(self) -> Tensor:
         """1 - p_y, with full relative precision."""
-        return (-self.margin).sigmoid()
+        return _sigmoid(-self.margin)
 
     @_lazy
     def log_probs(self) -> Tensor:
@@ -84,6 +84,11 @@ class Row:
     def num_classes(self) -> Tensor:
         """The number of classes that are there."""
         return (~self.absent).sum(-1).to(self.logits.dtype)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid with a derivative that keeps its digits where the value is close to 1."""
+    return torch.where(x < 0, x.sigmoid(), 1 - (-x).sigmoid())
 
 
 def fraction(part: Tensor, other: Tensor) -> Tensor:

@@ -61,13 +61,13 @@ def term_constants(terms: Terms) -> dict[str, Any]:
     functors = [FUNCTORS[term.functor] for term in terms.terms]
     slots = [0]
     for functor in functors:
-        slots.append(slots[-1] + int(functor.sum_kind == DENSE))
+        slots.append(slots[-1] + int(functor.sum_kind.value == DENSE.value))
     return {
         "TERMS": tuple(
             (f.phi, f.head, f.sum_kind, slot) for f, slot in zip(functors, slots, strict=False)
         ),
         "NUM_DENSE": slots[-1],
-        "LINEAR": any(bool(f.sum_kind == AFFINE) or f.counts for f in functors),
+        "LINEAR": any(f.sum_kind.value == AFFINE.value or f.counts for f in functors),
     }
 
 

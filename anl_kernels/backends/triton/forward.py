@@ -106,9 +106,10 @@ def sweep_others(
 ):  # fmt: skip
     """Statistics of the others in [start, stop), each (BLOCK_N,).
 
-    Returns (max, sum of exp(z - max), sum of z - z_0, count, index of the max). Every lane keeps its own running maximum, so a block costs one exp an element and no
-    reduction; lanes merge at the end. They start at the lowest finite number, where -inf may
-    arrive without making inf - inf.
+    Returns (max, sum of exp(z - max), sum of z - z_0, count, index of the max). Every lane keeps
+    its own running maximum, so a block costs one exp an element and no reduction; lanes merge at
+    the end. They start at the lowest finite number, where -inf may arrive without making
+    inf - inf.
     """
     lowest: tl.constexpr = -1.7e308 if ACC == tl.float64 else -3.4e38
     m = tl.full((BLOCK_N, BLOCK_K), lowest, ACC)

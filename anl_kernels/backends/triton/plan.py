@@ -92,8 +92,8 @@ def _positions(num_classes: int, dtype: torch.dtype, whole_rows: bool) -> Plan:
 
 
 def _width(dtype: torch.dtype) -> int:
-    """Registers of an accumulated value."""
-    return 2 if dtype == torch.float64 else 1
+    """Registers an accumulated value asks for: float64 two, and its exp by software as many more."""
+    return 4 if dtype == torch.float64 else 1
 
 
 def _values(num_dense: int) -> int:

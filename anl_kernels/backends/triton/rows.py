@@ -213,7 +213,7 @@ def gradient_tile(z, k, y, m, log_s, slopes, P, TERMS: tl.constexpr, ACC: tl.con
         if TERMS[t][2] == DENSE:
             _, term_slope = phi_of(TERMS, t, l, p, P, ACC)
             slope += G[t][:, None] * term_slope
-    others = tl.where(z > -float("inf"), slope - q[:, None] * p, 0.0)
+    others = tl.where(z != -float("inf"), slope - q[:, None] * p, 0.0)  # a NaN stays one
     return tl.where(k[None, :] == y[:, None], gy[:, None], others), p
 
 
