@@ -28,7 +28,7 @@ class CE(Term):
     def rows(self, row: Row) -> Tensor:
         if not self.label_smoothing:
             return -row.l_y
-        smooth = -(row.l_y + row.total_others(row.log_probs)) / row.num_classes
+        smooth = -(row.l_y + row.log_probs.sum(-1)) / row.num_classes
         return (1 - self.label_smoothing) * -row.l_y + self.label_smoothing * smooth
 
 
@@ -42,7 +42,7 @@ class NCE(Term):
     normalised: ClassVar[bool] = True
 
     def rows(self, row: Row) -> Tensor:
-        return fraction(row.l_y, row.total_others(row.log_probs))
+        return fraction(row.l_y, row.log_probs.sum(-1))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class NNCE(Term):
         offset, ceiling = self.scalars()
 
         def u(log_prob: Tensor) -> Tensor:
-            return (offset + log_prob.clamp(max=ceiling)).clamp(min=0)
+            bounded = log_prob if ceiling == math.inf else log_prob.clamp(max=ceiling)
+            return (offset + bounded).clamp(min=0)
 
         return fraction(row.total_others(u(row.log_probs)), u(row.l_y))
 

@@ -67,7 +67,7 @@ class Row:
 
     @_lazy
     def log_probs(self) -> Tensor:
-        """log p_k of the other classes (0 where there is none, so that products stay finite)."""
+        """log p_k of the other classes, and 0 where there is none: what sums need."""
         return self.logits.log_softmax(-1).masked_fill(self.not_other, 0)
 
     @_lazy

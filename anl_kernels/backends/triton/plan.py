@@ -92,7 +92,7 @@ def _positions(num_classes: int, dtype: torch.dtype, whole_rows: bool) -> Plan:
 
 
 def _width(dtype: torch.dtype) -> int:
-    """Registers an accumulated value asks for: float64 two, and its exp by software as many more."""
+    """Registers that a value asks for: float64 two, and its exp in software as many again."""
     return 4 if dtype == torch.float64 else 1
 
 

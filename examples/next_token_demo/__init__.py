@@ -1,0 +1,1 @@
+"""Parts of the next-token demonstration; ``examples/next_token.py`` is the command line."""

@@ -1,0 +1,137 @@
+"""Every loss as its paper or official code writes it, in naive PyTorch.
+
+An oracle that shares nothing with the package: what the terms are checked against in float64, and
+whose error in a narrower dtype theirs may not exceed.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+FORMULAS = {}
+
+
+def formula(function):
+    FORMULAS[function.__name__] = function
+    return function
+
+
+def evaluate(terms, logits, target):
+    """The loss of every row of (..., K) logits."""
+    row = _Row(logits, target)
+    return sum(weight * FORMULAS[type(term).__name__](term, row) for weight, term in terms)
+
+
+class _Row:
+    def __init__(self, logits, target):
+        self.logits = logits
+        self.y = target.long().unsqueeze(-1)
+        self.l = logits.log_softmax(-1)
+        self.p = logits.softmax(-1)
+        self.num_classes = logits.shape[-1]
+
+    def at_y(self, values):
+        return values.gather(-1, self.y).squeeze(-1)
+
+    @property
+    def p_y(self):
+        return self.at_y(self.p)
+
+    @property
+    def l_y(self):
+        return self.at_y(self.l)
+
+
+@formula
+def CE(term, row):
+    smooth = -row.l.mean(-1)
+    return -(1 - term.label_smoothing) * row.l_y + term.label_smoothing * smooth
+
+
+@formula
+def NCE(term, row):
+    return row.l_y / row.l.sum(-1)
+
+
+@formula
+def NNCE(term, row):
+    u = row.l.clamp(math.log(term.min_prob), math.log(term.prob_max)) - math.log(term.min_prob)
+    return 1 - row.at_y(u) / u.sum(-1)
+
+
+def _focal(term, l, p):
+    weight = (1 - p) ** term.gamma
+    return -(weight.detach() if term.detach_weight else weight) * l
+
+
+@formula
+def FL(term, row):
+    return row.at_y(_focal(term, row.l, row.p))
+
+
+@formula
+def NFL(term, row):
+    focal = _focal(term, row.l, row.p)
+    return row.at_y(focal) / focal.sum(-1)
+
+
+@formula
+def NNFL(term, row):
+    l = row.l.clamp(min=math.log(term.min_prob))
+    largest = -((1 - term.min_prob) ** term.gamma) * math.log(term.min_prob)
+    u = largest - _focal(term, l, l.exp())
+    return 1 - row.at_y(u) / u.sum(-1)
+
+
+@formula
+def MAE(term, row):
+    return 1 - row.p_y
+
+
+@formula
+def GCE(term, row):
+    return (1 - row.p_y.clamp(min=term.min_prob) ** term.q) / term.q
+
+
+@formula
+def RCE(term, row):
+    clamped = row.p.clamp(min=term.min_prob)
+    return -math.log(term.log_clip) * clamped.scatter(-1, row.y, 0).sum(-1)
+
+
+@formula
+def AGCE(term, row):
+    return ((term.a + 1) ** term.q - (term.a + row.p_y) ** term.q) / term.q
+
+
+@formula
+def AUL(term, row):
+    return ((term.a - row.p_y) ** term.q - (term.a - 1) ** term.q) / term.q
+
+
+@formula
+def AEL(term, row):
+    return torch.exp(-row.p_y / term.a)
+
+
+@formula
+def DFT(term, row):
+    return -row.p_y.detach() * row.l_y
+
+
+@formula
+def NGCE(term, row):
+    v = 1 - row.p.clamp(min=term.min_prob) ** term.q
+    return row.at_y(v) / v.sum(-1)
+
+
+@formula
+def AMSE(term, row):
+    one_hot = F.one_hot(row.y.squeeze(-1), row.num_classes)
+    return (row.p - term.a * one_hot).square().mean(-1)
+
+
+@formula
+def ZLoss(term, row):
+    return row.logits.logsumexp(-1).square()

@@ -1,0 +1,16 @@
+from anl_kernels.terms import REGISTRY
+from tests.cases import TERMS
+from tests.formulas import FORMULAS
+
+
+def test_every_registered_term_has_a_case():
+    assert {type(term).__name__ for term in TERMS.values()} == set(REGISTRY)
+
+
+def test_every_registered_term_has_a_formula():
+    assert set(FORMULAS) == set(REGISTRY)
+
+
+def test_every_functor_of_the_triton_backend_has_a_case():
+    functors = __import__("anl_kernels.backends.triton.terms", fromlist=["FUNCTORS"]).FUNCTORS
+    assert {term.functor for term in TERMS.values()} == set(functors)

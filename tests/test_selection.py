@@ -1,0 +1,169 @@
+"""Which backend runs, and the report of what can."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import anl_kernels as ak
+from anl_kernels.backends import selection
+from anl_kernels.backends.selection import choose_backend
+
+GPU = torch.cuda.is_available()
+LOGITS, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
+
+
+@pytest.fixture
+def no_interpreter(monkeypatch):
+    """As on a machine where Triton does not interpret."""
+    monkeypatch.setattr(selection, "interpreting", lambda: False)
+    selection.why_not.cache_clear()
+    yield
+    selection.why_not.cache_clear()
+
+
+def requested():
+    return selection._requested
+
+
+def test_auto_is_the_default():
+    assert requested() == "auto"
+    assert choose_backend("cpu") == "reference"
+
+
+def test_nesting_restores(triton_backend):
+    assert requested() == "triton"
+    with ak.use_backend("reference"):
+        assert requested() == "reference"
+        with ak.use_backend("auto"):
+            assert requested() == "auto"
+        assert requested() == "reference"
+    assert requested() == "triton"
+
+
+def test_restored_after_an_exception():
+    with pytest.raises(KeyError), ak.use_backend("reference"):
+        raise KeyError
+    assert requested() == "auto"
+
+
+def test_a_refused_name_changes_nothing():
+    with pytest.raises(ValueError, match="backend"), ak.use_backend("nope"):
+        pass
+    assert requested() == "auto"
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match=r"(?s)backend.*triton.*reference.*'cudnn'"):
+        ak.use_backend("cudnn").__enter__()
+
+
+@pytest.mark.skipif(GPU, reason="needs a machine without a GPU")
+def test_triton_without_a_gpu_says_why(no_interpreter):
+    with pytest.raises(RuntimeError, match=r"(?s)'triton'.*TRITON_INTERPRET"):
+        ak.use_backend("triton").__enter__()
+    assert requested() == "auto"
+
+
+def test_triton_never_falls_back(triton_backend, monkeypatch):
+    """Asked for by name it runs or raises, whatever the tensors are on."""
+    monkeypatch.setattr(selection, "interpreting", lambda: False)
+    for call in (
+        lambda: ak.robust_loss(LOGITS, TARGET, ak.NCE()),
+        lambda: ak.softmax(LOGITS),
+        lambda: ak.RobustLoss(ak.CE())(LOGITS, TARGET),
+    ):
+        with pytest.raises(RuntimeError, match=r"(?s)'triton'.*cpu.*GPU.*TRITON_INTERPRET=1"):
+            call()
+
+
+def test_auto_does_not_interpret(no_interpreter):
+    loss = ak.robust_loss(LOGITS, TARGET, ak.CE())
+    torch.testing.assert_close(loss, torch.tensor(3.0).log())
+
+
+@pytest.mark.parametrize("version", ["2.1.0", "3.5.1"])
+def test_an_old_triton_is_refused(version, triton_backend, monkeypatch):
+    monkeypatch.setattr("triton.__version__", version)
+    selection.why_not.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=f"{version}.*too old.*3.6"):
+            ak.use_backend("triton").__enter__()
+    finally:
+        selection.why_not.cache_clear()
+
+
+def test_a_missing_triton_is_reported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    selection.why_not.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"cannot be imported.*pip install"):
+            ak.use_backend("triton").__enter__()
+        assert "pip install" in ak.env_report().backends["triton"]
+    finally:
+        selection.why_not.cache_clear()
+
+
+def test_the_backend_that_is_asked_for_runs(backend, device, monkeypatch):
+    calls = []
+    original = torch.ops.anl_kernels.row_loss
+    monkeypatch.setattr(
+        "anl_kernels.autograd._kernels.row_loss",
+        lambda *args: calls.append(args) or original(*args),
+        raising=True,
+    )
+    ak.robust_loss(LOGITS.to(device), TARGET.to(device), ak.CE())
+    assert bool(calls) == (backend == "triton")
+
+
+def test_backward_keeps_the_backend_of_its_forward(triton_backend, device):
+    logits = torch.randn(2, 3, device=device, requires_grad=True)
+    loss = ak.robust_loss(logits, TARGET.to(device), ak.NCE(), reduction="none")
+    with ak.use_backend("reference"):
+        loss.sum().backward()
+    assert "RowLossFunction" in type(loss.grad_fn).__name__
+    assert logits.grad.isfinite().all()
+
+
+def test_report():
+    report = ak.env_report()
+    assert report.anl_kernels == ak.__version__
+    assert report.torch == torch.__version__
+    assert set(report.backends) == {"triton", "reference"}
+    assert report.backends["reference"] == "available"
+    assert report.auto["cpu"] == "reference"
+    assert report.devices[0] == "cpu"
+    for fact in (ak.__version__, torch.__version__, "backend triton", "auto on cpu: reference"):
+        assert fact in str(report)
+
+
+def test_report_names_the_interpreter(triton_backend):
+    state = ak.env_report().backends["triton"]
+    assert ("interpreter" in state) == selection.interpreting()
+
+
+@pytest.mark.skipif(GPU, reason="needs a machine without a GPU")
+def test_report_says_why_not(no_interpreter, monkeypatch):
+    monkeypatch.setattr("anl_kernels.report.interpreting", lambda: False)
+    assert "no CUDA" in ak.env_report().backends["triton"]
+
+
+def test_command():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    output = subprocess.run(
+        [sys.executable, "-m", "anl_kernels"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout
+    assert f"anl_kernels {ak.__version__}" in output
+    assert "backend reference: available" in output
+
+
+def test_import_loads_no_triton():
+    code = "import sys, anl_kernels; sys.exit('triton' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

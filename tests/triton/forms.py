@@ -1,0 +1,51 @@
+"""The forms that a kernel takes, forced at small numbers of classes."""
+
+import contextlib
+
+from anl_kernels.backends.triton import launch
+from anl_kernels.backends.triton.plan import Plan
+
+# For K up to 64.
+FORMS = {
+    "tile": Plan("tile", 2, 64, 4),
+    "sweep": Plan("sweep", 1, 16, 4),
+    "sweep-of-rows": Plan("sweep", 4, 8, 4),
+    "split": Plan("split", 1, 8, 4, 16),
+}
+
+KERNELS = {
+    "tile": {"row_tile_kernel"},
+    "sweep": {"row_sweep_kernel"},
+    "split": {"split_statistics_kernel", "split_finish_kernel"},
+}
+
+
+@contextlib.contextmanager
+def forced(form, monkeypatch):
+    """Run every row kernel in one form; yields the list of the kernels that were launched."""
+    plan = FORMS[form]
+
+    def plan_rows(*args, may_split=True, **kwargs):
+        return plan if may_split or plan.form != "split" else plan._replace(form="sweep")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "plan_rows", plan_rows)
+        patch.setattr(launch, "plan_tiles", lambda *args, **kwargs: Plan("tile", 2, 16, 4))
+        yield spied_kernels(patch)
+
+
+def spied_kernels(patch):
+    """The list of the names of the kernels launched from now on."""
+    launched = []
+    for name in [name for name in vars(launch) if name.endswith("_kernel")]:
+        patch.setattr(launch, name, _Spy(name, getattr(launch, name), launched))
+    return launched
+
+
+class _Spy:
+    def __init__(self, name, kernel, launched):
+        self.name, self.kernel, self.launched = name, kernel, launched
+
+    def __getitem__(self, grid):
+        self.launched.append(self.name)
+        return self.kernel[grid]
