@@ -23,8 +23,8 @@ class RowLossFunction(torch.autograd.Function):
         logits: (K,), (N, K) or (N, K, d1, ...), floating, any strides.
         target: int32 or int64 of the logits' shape less K.
         row_scale: 0-d, or of the target's shape, in the accumulator dtype; receives a gradient.
-        term_weights: (T,) on top of the spec's params, or None; receives a gradient if the spec
-            asks for ``aux``.
+        term_weights: (T,) in the place of the factors among the spec's params, or None; receives
+            a gradient if the spec asks for ``aux``.
         *spec: the fields of :class:`anl_kernels.ops.RowSpec`, in order.
 
     Returns:
@@ -64,8 +64,12 @@ class RowLossFunction(torch.autograd.Function):
             grad, ctx.grad = ctx.grad, None
             _kernels.scale_(grad, grad_loss, spec.backend)
             return grad, *(None,) * (3 + len(spec))
-        # Here too on a second backward through the one-pass form. If the logits were overwritten
-        # meanwhile, reading them raises in autograd's words.
+        if spec.write_grad and spec.inplace:
+            raise RuntimeError(
+                "inplace=True left the gradient where the logits were: it can be handed out once, "
+                "and not differentiated; pass inplace=False for retain_graph or create_graph"
+            )
+        # Here too on a second backward through the one-pass form.
         saved = (grad_loss, *ctx.saved_tensors, ctx.stats, ctx.row_losses, ctx.term_losses)
         compute = RowGradientFunction.apply if differentiable else RowGradientFunction.forward
         grads = compute(*saved, ctx.needs_input_grad[:4], *spec)
@@ -104,9 +108,8 @@ class RowGradientFunction(torch.autograd.Function):
             grad_scale = losses.sum() if row_scale.dim() == 0 else losses
         if needed[3]:
             assert term_weights is not None
-            by_row = upstream.expand(target.shape).reshape(-1)
-            columns = zip(spec.terms.factors, term_losses.unbind(1), strict=True)
-            grad_weights = torch.stack([f * (losses * by_row).sum() for f, losses in columns])
+            by_row = upstream.expand(target.shape).reshape(-1, 1)
+            grad_weights = (term_losses * by_row).sum(0)
         return grad_logits, grad_scale, grad_weights
 
     @staticmethod
@@ -183,7 +186,16 @@ class SoftmaxFunction(torch.autograd.Function):
         return _kernels.softmax_backward(grad, probs, ctx.backend), None
 
 
-for _name, _function in (("row_loss", RowLossFunction), ("softmax", SoftmaxFunction)):
-    torch.library.register_autograd(
-        f"anl_kernels::{_name}", _function.backward, setup_context=_function.setup_context
-    )
+def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Scaling the one-pass gradient in place would mutate a saved tensor, which a trace of the
+    # operator may not do: its backward recomputes.
+    RowLossFunction.setup_context(ctx, inputs, output)
+    ctx.grad = None
+
+
+torch.library.register_autograd(
+    "anl_kernels::row_loss", RowLossFunction.backward, setup_context=_setup_operator
+)
+torch.library.register_autograd(
+    "anl_kernels::softmax", SoftmaxFunction.backward, setup_context=SoftmaxFunction.setup_context
+)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from anl_kernels.backends.layout import one_stride
+
 _check_labels_everywhere = os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -123,6 +125,12 @@ def check_inplace(logits: Tensor) -> None:
         raise ValueError(
             f"inplace=True needs logits without overlapping memory, got an expanded tensor "
             f"(strides {logits.stride()}): pass inplace=False"
+        )
+    if not one_stride(logits):
+        raise ValueError(
+            f"inplace=True needs logits whose dimensions after the classes can be walked with one "
+            f"stride, got shape {tuple(logits.shape)} with strides {logits.stride()}: pass "
+            f"contiguous or channels_last logits, or inplace=False"
         )
 
 

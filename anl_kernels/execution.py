@@ -103,7 +103,7 @@ def _reference(call: Call) -> tuple[Tensor, Aux]:
 def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
     logits, shape = call.logits, call.target.shape
     weights = call.terms.tensor_weights(like=call.row_scale)
-    learned = weights is not None and weights.requires_grad
+    learned = weights is not None and weights.requires_grad and torch.is_grad_enabled()
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     if call.inplace and needs_grad:
         check_inplace(logits)
@@ -118,7 +118,10 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
         aux=learned or not {"probs"}.issuperset(call.aux),
         probs="probs" in call.aux,
     )
-    loss, _, _, _, term_losses, lse, p_y, argmax, probs = RowLossFunction.apply(
+    # Dynamo mistakes the arguments of a Function that no gradient goes through.
+    differentiable = needs_grad or learned or call.row_scale.requires_grad
+    apply = RowLossFunction.apply if differentiable else torch.ops.anl_kernels.row_loss
+    loss, _, _, _, term_losses, lse, p_y, argmax, probs = apply(
         logits, call.target, call.row_scale, weights, *spec
     )
     made = {

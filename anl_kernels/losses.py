@@ -60,11 +60,18 @@ class RobustLoss(nn.Module):
         return robust_loss(
             logits,
             target,
-            self.terms,
+            self._current_terms(),
             weight=self.weight,
             sample_weight=sample_weight,
             **self.options,  # type: ignore[misc]
         )
+
+    def _current_terms(self) -> Terms:
+        """The terms with the parameters that the module has now; functional_call replaces them."""
+        tensors = tuple(
+            getattr(self, f"term_weight_{i}", tensor) for i, tensor in enumerate(self.terms.tensors)
+        )
+        return Terms(self.terms.terms, self.terms.factors, tensors)
 
     def extra_repr(self) -> str:
         """The terms and the options that were given."""

@@ -19,6 +19,7 @@ from anl_kernels.backends.interface import (
     accumulator_dtype,
     empty_outputs,
 )
+from anl_kernels.backends.layout import empty_like_rows
 from anl_kernels.backends.selection import load_backend
 from anl_kernels.terms import Terms, decode_terms
 
@@ -105,7 +106,7 @@ def row_loss(
 
 
 @_fake("row_loss")
-def _(
+def _fake_row_loss(
     logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
 ) -> tuple[Tensor, ...]:
     options = RowSpec(*spec)
@@ -124,6 +125,9 @@ def row_loss_(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return row_loss(logits, *args)
 
 
+_fake("row_loss_")(_fake_row_loss)
+
+
 _ROW_GRAD_ARGS = f"Tensor target, Tensor row_scale, Tensor stats, {_SPEC}"
 
 
@@ -132,14 +136,14 @@ def row_grad(
     logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any
 ) -> Tensor:
     """The gradient out of ``row_loss``'s statistics, times ``row_scale`` before it is rounded."""
-    grad = torch.empty_like(logits)
+    grad = empty_like_rows(logits)
     _row_grad_into(grad, logits, target, row_scale, stats, spec)
     return grad
 
 
 @_fake("row_grad")
 def _(logits: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(logits)
+    return empty_like_rows(logits)
 
 
 @_operator(f"row_grad_(Tensor(a!) logits, {_ROW_GRAD_ARGS}) -> ()")
@@ -162,10 +166,18 @@ def _row_grad_into(
     backend.row_grad(grad, logits, target, row_scale, stats, options.request)
 
 
+@_fake("row_grad_")
+def _fake_mutation(*args: Any) -> None:
+    return None
+
+
 @_operator("scale_(Tensor(a!) tensor, Tensor factor, str backend) -> ()")
 def scale_(tensor: Tensor, factor: Tensor, backend: str) -> None:
     """Multiply in place by a 0-d tensor; costs nothing when it is 1, and never asks the host."""
     load_backend(backend).scale_(tensor, factor)
+
+
+_fake("scale_")(_fake_mutation)
 
 
 @_operator("softmax(Tensor logits, str backend) -> Tensor")

@@ -160,8 +160,6 @@ def test_options(option, backend, device):
     assert_same(compiled_loss_and_grad(loss, logits, target), wanted)
 
 
-# Fails on Triton: without a gradient to compute, Dynamo traces RowLossFunction.forward with a
-# context in front of its arguments.
 def test_aux(backend, device):
     logits, target = random_rows(4, 5, torch.float32, device)
     loss = torch.compile(
@@ -175,7 +173,6 @@ def test_aux(backend, device):
     assert torch.equal(aux.argmax, logits.argmax(1))
 
 
-# Fails on Triton: Dynamo cannot build the Terms that RowSpec.terms returns in the backward pass.
 def test_tensor_weights(backend, device):
     """Made outside: Dynamo takes the product of a tensor and a term for one of tensors."""
     logits, target = random_rows(4, 5, torch.float32, device)

@@ -66,7 +66,7 @@ def test_second_backward_raises(dtype, reduction, triton_backend, device):
     _, logits, target = computed_logits(device, dtype)
     loss = ak.robust_loss(logits, target, TERMS, reduction=reduction, inplace=True).sum()
     torch.autograd.grad(loss, logits, retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="inplace"):
         torch.autograd.grad(loss, logits)
 
 
@@ -105,18 +105,16 @@ def test_ignored_rows_get_zeros(triton_backend, device):
     assert leaf.grad[0].any()
 
 
-# Fails on Triton: as_rows copies such logits, and the gradient is written to the copy.
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_dimensions_that_do_not_collapse(reduction, transpose, backend, device):
+def test_dimensions_that_do_not_collapse_are_refused(reduction, transpose, triton_backend, device):
     leaf = torch.randn(2, 5, 3, 4, device=device, requires_grad=True)
     target = torch.randint(5, (2, 4, 3) if transpose else (2, 2, 3), device=device)
     logits = leaf * 1
     view = logits.transpose(2, 3) if transpose else logits[:, :, :2, :3]
-    _, wanted = loss_and_grad(view.detach().contiguous(), target, TERMS, reduction=reduction)
-    loss = ak.robust_loss(view, target, TERMS, inplace=True, reduction=reduction).sum()
-    (grad,) = torch.autograd.grad(loss, view)
-    torch.testing.assert_close(grad, wanted)
+    with pytest.raises(ValueError, match="inplace=True needs logits whose dimensions"):
+        ak.robust_loss(view, target, TERMS, inplace=True, reduction=reduction)
+    assert torch.equal(logits, leaf)
 
 
 def test_tensor_weights_and_sample_weight(triton_backend, device):

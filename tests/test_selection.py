@@ -19,9 +19,9 @@ LOGITS, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
 def no_interpreter(monkeypatch):
     """As on a machine where Triton does not interpret."""
     monkeypatch.setattr(selection, "interpreting", lambda: False)
-    selection.why_not.cache_clear()
+    selection._why_not_triton.cache_clear()
     yield
-    selection.why_not.cache_clear()
+    selection._why_not_triton.cache_clear()
 
 
 def requested():
@@ -87,23 +87,23 @@ def test_auto_does_not_interpret(no_interpreter):
 @pytest.mark.parametrize("version", ["2.1.0", "3.5.1"])
 def test_an_old_triton_is_refused(version, triton_backend, monkeypatch):
     monkeypatch.setattr("triton.__version__", version)
-    selection.why_not.cache_clear()
+    selection._why_not_triton.cache_clear()
     try:
         with pytest.raises(RuntimeError, match=f"{version}.*too old.*3.6"):
             ak.use_backend("triton").__enter__()
     finally:
-        selection.why_not.cache_clear()
+        selection._why_not_triton.cache_clear()
 
 
 def test_a_missing_triton_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    selection.why_not.cache_clear()
+    selection._why_not_triton.cache_clear()
     try:
         with pytest.raises(RuntimeError, match=r"cannot be imported.*pip install"):
             ak.use_backend("triton").__enter__()
         assert "pip install" in ak.env_report().backends["triton"]
     finally:
-        selection.why_not.cache_clear()
+        selection._why_not_triton.cache_clear()
 
 
 def test_the_backend_that_is_asked_for_runs(backend, device, monkeypatch):

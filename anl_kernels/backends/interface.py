@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from anl_kernels.terms import Term, Terms
+from anl_kernels.backends.layout import empty_like_rows
+from anl_kernels.terms import Terms
 
 NUM_STATS = 4
 """Saved numbers of a row beside one slope for each term; see docs/math.md."""
@@ -65,7 +66,7 @@ def empty_outputs(logits: Tensor, num_rows: int, request: RowRequest) -> RowOutp
         return logits.new_empty((num_rows, *shape) if wanted else (0,), dtype=dtype)
 
     def like_logits(wanted: bool) -> Tensor:
-        return torch.empty_like(logits) if wanted else logits.new_empty((0,))
+        return empty_like_rows(logits) if wanted else logits.new_empty((0,))
 
     return RowOutputs(
         row_losses=rows(True),
@@ -82,8 +83,8 @@ def empty_outputs(logits: Tensor, num_rows: int, request: RowRequest) -> RowOutp
 class Backend(Protocol):
     """A set of kernels. Logits are (K,), (N, K) or (N, K, d1, ...) of any strides."""
 
-    def knows(self, term: Term) -> bool:
-        """Whether the kernels have a functor for a term."""
+    def knows(self, functor: str) -> bool:
+        """Whether the kernels have the functor that a term names."""
         ...
 
     def row_loss(
@@ -97,7 +98,8 @@ class Backend(Protocol):
         """The loss of every row and what else ``request`` names.
 
         ``target`` has the logits' shape less the class dimension; ``row_scale`` has as many
-        elements as rows, or one; ``term_weights`` is (T,) or None.
+        elements as rows, or one; ``term_weights`` is (T,), in the place of the terms' factors, or
+        None.
         """
         ...
 

@@ -6,6 +6,7 @@ where no kernel does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -45,10 +46,8 @@ def row_loss(
     row = Row(z, target.long().clamp(0, num_classes - 1))
     losses = torch.stack([term.rows(row) for term in terms.terms])
     losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
-    pairs = zip(terms.factors, losses, strict=True)
-    weighted = torch.stack([factor * loss for factor, loss in pairs])
-    if term_weights is not None:
-        weighted = weighted * term_weights.reshape(-1, *(1,) * target.dim())
+    weights: Iterable[float | Tensor] = terms.factors if term_weights is None else term_weights
+    weighted = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)])
     return ReferenceOutputs(weighted.sum(0), losses, row)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ TRITON = "triton"
 BACKENDS = (TRITON, REFERENCE)
 
 _requested = AUTO
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -81,14 +83,32 @@ def choose_backend(device_type: str, terms: Terms | None = None) -> str:
 def _terms_without_kernel(terms: Terms) -> list[str]:
     if why_not(TRITON) is not None:
         return []
-    return [type(term).__name__ for term in terms.terms if not load_backend(TRITON).knows(term)]
+    return [type(term).__name__ for term in terms.terms if not _has_kernel(term.functor)]
+
+
+def _constant(function: _F) -> _F:
+    """Let Dynamo call, not trace, a function whose answer never changes.
+
+    It may not trace into a cache or an import. This is ``torch.compiler.assume_constant_result``,
+    which would import the whole compiler, and Triton, with this package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
+def _has_kernel(functor: str) -> bool:
+    return load_backend(TRITON).knows(functor)
+
+
+@_constant
+def why_not(name: str) -> str | None:
+    """The reason that a backend cannot run on this machine, or None."""
+    return None if name == REFERENCE else _why_not_triton()
 
 
 @lru_cache
-def why_not(name: str) -> str | None:
-    """The reason that a backend cannot run on this machine, or None."""
-    if name == REFERENCE:
-        return None
+def _why_not_triton() -> str | None:
     try:
         import triton
     except ImportError as error:

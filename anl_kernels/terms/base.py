@@ -147,19 +147,18 @@ class Terms:
         return Terms(self.terms, factors, self.tensors)
 
     def tensor_weights(self, like: Tensor) -> Tensor | None:
-        """The (T,) weights on top of ``factors`` if any is a tensor, else None.
+        """The (T,) weights, factors included, if any is a tensor, else None.
 
         They take the device and dtype of ``like`` without a host synchronisation.
         """
         if all(tensor is None for tensor in self.tensors):
             return None
-        one = like.new_ones(())
         return torch.stack(
             [
-                one
+                like.new_full((), factor)
                 if tensor is None
-                else tensor.to(device=like.device, dtype=like.dtype, non_blocking=True)
-                for tensor in self.tensors
+                else factor * tensor.to(device=like.device, dtype=like.dtype, non_blocking=True)
+                for factor, tensor in zip(self.factors, self.tensors, strict=True)
             ]
         )
 

@@ -37,8 +37,7 @@ class Row:
     def __init__(self, logits: Tensor, target: Tensor) -> None:
         self.logits = logits
         self.target = target.unsqueeze(-1)
-        self.absent = logits == -torch.inf
-        self.not_other = self.absent.scatter(-1, self.target, True)
+        self.not_other = (logits == -torch.inf).scatter(-1, self.target, True)
 
     def total_others(self, values: Tensor) -> Tensor:
         """Sum of (..., K) values over the classes that are there, less the target: (...)."""
@@ -82,8 +81,8 @@ class Row:
 
     @_lazy
     def num_classes(self) -> Tensor:
-        """The number of classes that are there."""
-        return (~self.absent).sum(-1).to(self.logits.dtype)
+        """The number of classes that are there, the target included."""
+        return (~self.not_other).sum(-1).to(self.logits.dtype) + 1
 
 
 def _sigmoid(x: Tensor) -> Tensor:

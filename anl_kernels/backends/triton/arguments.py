@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from anl_kernels.backends.interface import RowOutputs, RowRequest
-from anl_kernels.backends.layout import RowView, as_rows
+from anl_kernels.backends.layout import RowView, writable_rows
 from anl_kernels.backends.triton.plan import Plan
 from anl_kernels.backends.triton.terms import AFFINE, DENSE, FUNCTORS
 from anl_kernels.terms import Terms
@@ -125,4 +125,4 @@ def _or_none(tensor: Tensor) -> Tensor | None:
 
 
 def _rows_or_none(tensor: Tensor) -> tuple[Tensor | None, int, int, int]:
-    return as_rows(tensor).strided if tensor.numel() else (None, 0, 0, 0)
+    return writable_rows(tensor).strided if tensor.numel() else (None, 0, 0, 0)

@@ -14,7 +14,7 @@ from anl_kernels.backends.interface import (
     accumulator_dtype,
     empty_outputs,
 )
-from anl_kernels.backends.layout import RowView, as_rows
+from anl_kernels.backends.layout import RowView, as_rows, writable_rows
 from anl_kernels.backends.triton.arguments import (
     acc_type,
     block_args,
@@ -42,14 +42,13 @@ from anl_kernels.backends.triton.split import (
     split_sums_kernel,
 )
 from anl_kernels.backends.triton.terms import FUNCTORS
-from anl_kernels.terms import Term
 
 SCALE_PROGRAMS_PER_PROCESSOR = 4  # enough loads in flight to fill the memory bus
 
 
-def knows(term: Term) -> bool:
+def knows(functor: str) -> bool:
     """See ``Backend.knows``."""
-    return term.functor in FUNCTORS
+    return functor in FUNCTORS
 
 
 def row_loss(
@@ -75,7 +74,7 @@ def row_loss(
         with on_device(logits):
             _split_rows(view, target, term_weights, results, request, plan)
             if request.probs:
-                _softmax(view, as_rows(outputs.probs))
+                _softmax(view, writable_rows(outputs.probs))
         if request.write_grad:
             row_grad(grad, logits, target, row_scale, results.stats, request)
         stats = results.stats if request.write_stats else outputs.stats
@@ -113,7 +112,7 @@ def row_grad(
             **row_args(view, target, request),
             SCALE=scale_arg(row_scale),
             STATS=stats,
-            GRAD=as_rows(grad).strided,
+            GRAD=writable_rows(grad).strided,
             P=term_numbers(request.terms),
             TERMS=term_constants(request.terms)["TERMS"],
             **block_args(plan, logits.dtype),
@@ -124,7 +123,7 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
     """See ``Backend.scale_``."""
     if not tensor.numel():
         return
-    view = as_rows(tensor)
+    view = writable_rows(tensor)
     plan = plan_tiles(view.shape[1], view.class_first, tensor.dtype)
     programs = min(_tiles(view, plan), SCALE_PROGRAMS_PER_PROCESSOR * num_processors(tensor.device))
     with on_device(tensor):
@@ -138,7 +137,7 @@ def softmax(logits: Tensor) -> Tensor:
     probs = torch.empty_like(logits)
     if probs.numel():
         with on_device(logits):
-            _softmax(as_rows(logits), as_rows(probs))
+            _softmax(as_rows(logits), writable_rows(probs))
     return probs
 
 
@@ -154,7 +153,7 @@ def softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
             kernel[(triton.cdiv(grad.numel() // view.shape[1], plan.block_n),)](
                 PROBS=view.strided,
                 UP=as_rows(grad).strided,
-                GRAD=as_rows(result).strided,
+                GRAD=writable_rows(result).strided,
                 **shape_args(view),
                 **block_args(plan, probs.dtype),
             )

@@ -27,7 +27,7 @@ def expm1(x):
 @triton.jit
 def power(x, exponent):
     """x^exponent for x >= 0, with 0^0 = 1 and a floor on x that keeps the logarithm finite."""
-    return tl.exp(exponent * tl.log(tl.maximum(x, 1e-35)))
+    return tl.exp(exponent * tl.log(tl.where(x < 1e-35, 1e-35, x)))
 
 
 @triton.jit

@@ -153,7 +153,7 @@ def finish_rows(
         term_loss, c_t, g_t, h_t = TERMS[t][1](l_y, p_y, rest, m + log_s, others, count, a, b, c)
         weight = scalar(P, 4 * t, ACC)
         if W is not None:
-            weight *= tl.load(W + t).to(ACC)
+            weight = tl.load(W + t).to(ACC)
         loss += weight * term_loss
         by_target += weight * c_t
         by_lse += weight * (h_t - g_t * slopes)

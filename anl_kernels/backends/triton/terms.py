@@ -8,7 +8,8 @@ A term is ``Functor(phi, head, sum_kind)`` (see docs/math.md for the algebra):
     One row's loss and slopes from its sums: c is the total slope in l_y (through the target's own
     summand too), g the slope in the sum, h the slope in lse where it enters by itself. ``rest``
     is 1 - p_y from the mass of the other classes; ``others`` the sum of phi over them, ``count``
-    their number. Heads never subtract two numbers that are close when p_y is near 1.
+    their number. Heads never subtract two numbers that are close when p_y is near 1. Clamps are
+    selections, not ``tl.maximum``: a NaN must come through, and on a GPU the maximum drops it.
 ``sum_kind``
     NO_SUM: phi is not called. AFFINE: phi(l) = l, and the sum comes out of the first sweep.
     DENSE: the row is swept once more, when its lse is known.
@@ -49,9 +50,10 @@ def phi_log(l, p, a, b, c):
 
 @triton.jit
 def phi_negative_log(l, p, offset, ceiling, c):
-    u = offset + tl.minimum(l, ceiling)
-    inside = (u >= 0) & (l <= ceiling)
-    return tl.maximum(u, 0), tl.where(inside, 1.0, 0.0).to(l.dtype)
+    above = l > ceiling
+    u = offset + tl.where(above, ceiling, l)
+    below = u < 0
+    return tl.where(below, 0.0, u), tl.where(below | above, 0.0, 1.0).to(l.dtype)
 
 
 @triton.jit
@@ -69,26 +71,28 @@ def phi_focal_true(l, p, gamma, b, c):
 @triton.jit
 def phi_negative_focal(l, p, gamma, clamp, largest):
     weight = power(1 - p, gamma)
-    inside = l >= -clamp
+    inside = ~(l < -clamp)
     return tl.where(inside, largest + weight * l, 0.0), tl.where(inside, weight, 0.0)
 
 
 @triton.jit
 def phi_negative_focal_true(l, p, gamma, clamp, largest):
     weight, slope = focal_true(l, p, 1 - p, gamma)
-    inside = l >= -clamp
+    inside = ~(l < -clamp)
     return tl.where(inside, largest + weight * l, 0.0), tl.where(inside, -slope, 0.0)
 
 
 @triton.jit
 def phi_clamped_prob(l, p, factor, min_prob, c):
-    return factor * tl.maximum(p, min_prob), tl.where(p >= min_prob, factor * p, 0.0)
+    below = p < min_prob
+    return factor * tl.where(below, min_prob, p), tl.where(below, 0.0, factor * p)
 
 
 @triton.jit
 def phi_generalised(l, p, q, floor, c):
-    clamped = tl.maximum(l, floor)
-    return -expm1(q * clamped), tl.where(l >= floor, -q * tl.exp(q * clamped), 0.0)
+    below = l < floor
+    x = q * tl.where(below, floor, l)
+    return -expm1(x), tl.where(below, 0.0, -q * tl.exp(x))
 
 
 @triton.jit
@@ -99,7 +103,7 @@ def phi_square(l, p, a, b, c):
 @triton.jit
 def focal_true(l, p, complement, gamma):
     """(1-p)^gamma and the derivative of -(1-p)^gamma l in l, which tends to 0 as p tends to 1."""
-    x = tl.maximum(complement, 1e-35)
+    x = tl.where(complement < 1e-35, 1e-35, complement)
     weight = power(x, gamma)
     return weight, weight * (gamma * p * (l / x) - 1)
 
@@ -176,7 +180,7 @@ def head_nfl_true(l_y, p_y, rest, lse, others, count, gamma, b, c):
 @triton.jit
 def head_nnfl(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
     weight = power(rest, gamma)
-    inside = l_y >= -clamp
+    inside = ~(l_y < -clamp)
     u = tl.where(inside, largest + weight * l_y, 0.0)
     loss, slope, g = complement_quotient(u, tl.where(inside, weight, 0.0), others)
     return loss, slope, g, tl.zeros_like(l_y)
@@ -185,7 +189,7 @@ def head_nnfl(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
 @triton.jit
 def head_nnfl_true(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
     weight, slope = focal_true(l_y, p_y, rest, gamma)
-    inside = l_y >= -clamp
+    inside = ~(l_y < -clamp)
     u = tl.where(inside, largest + weight * l_y, 0.0)
     loss, slope, g = complement_quotient(u, tl.where(inside, -slope, 0.0), others)
     return loss, slope, g, tl.zeros_like(l_y)
