@@ -27,20 +27,16 @@ def split_statistics_kernel(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Program (row, part): the statistics of PART classes of a row."""
-    n, part, start, stop = part_of_row(N, K, SPLITS, PART)
-    in_rows = n < N
-    rows = row_pointers(Z, n, M)
-    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, ACC)
-    loaded = in_rows if ALL_ROWS else counted
-    stop = tl.where(tl.max(loaded.to(tl.int32), 0) > 0, stop, start)
+    n, slot, rows, y, z_y, loaded, start, stop = part_of_row(
+        Z, Y, N, K, M, IGNORE, SPLITS, PART, ALL_ROWS, ACC
+    )
     values = sweep_others(
         Z, rows, y, loaded, anchor(z_y), start, stop, LINEAR, BEST is not None, 1, BLOCK_K, ACC
     )
-    slot = n * SPLITS + part
     for i in tl.static_range(4):
-        tl.store(PARTS + slot * 4 + i, values[i], mask=in_rows)
+        tl.store(PARTS + slot * 4 + i, values[i], mask=n < N)
     if BEST is not None:
-        tl.store(BEST + slot, values[4], mask=in_rows)
+        tl.store(BEST + slot, values[4], mask=n < N)
 
 
 @triton.jit
@@ -50,21 +46,17 @@ def split_sums_kernel(
     BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Program (row, part): the dense sums of PART classes of a row."""
-    n, part, start, stop = part_of_row(N, K, SPLITS, PART)
-    in_rows = n < N
-    rows = row_pointers(Z, n, M)
-    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, ACC)
-    loaded = in_rows if ALL_ROWS else counted
-    stop = tl.where(tl.max(loaded.to(tl.int32), 0) > 0, stop, start)
+    n, slot, rows, y, z_y, loaded, start, stop = part_of_row(
+        Z, Y, N, K, M, IGNORE, SPLITS, PART, ALL_ROWS, ACC
+    )
     m_others, mass, _, _ = merge_statistics(PARTS, n, SPLITS, BLOCK_S)
     softmax = normalise(m_others, mass, z_y)
     S, D = sweep_dense(
         Z, rows, y, loaded, start, stop, softmax, P, TERMS, NUM_DENSE, 1, BLOCK_K, ACC
     )
-    slot = n * SPLITS + part
     for i in tl.static_range(NUM_DENSE):
-        tl.store(SUMS + (slot * NUM_DENSE + i) * 2, S[i], mask=in_rows)
-        tl.store(SUMS + (slot * NUM_DENSE + i) * 2 + 1, D[i], mask=in_rows)
+        tl.store(SUMS + (slot * NUM_DENSE + i) * 2, S[i], mask=n < N)
+        tl.store(SUMS + (slot * NUM_DENSE + i) * 2 + 1, D[i], mask=n < N)
 
 
 @triton.jit
@@ -94,12 +86,22 @@ def split_finish_kernel(
 
 
 @triton.jit
-def part_of_row(N, K, SPLITS, PART):
-    """(row (1,), part, first class, class past the last) of this program."""
+def part_of_row(Z, Y, N, K, M, IGNORE, SPLITS, PART, ALL_ROWS: tl.constexpr, ACC: tl.constexpr):
+    """What a program works on, each (1,) but the last two.
+
+    Returns (row, slot among all parts, pointer, label, its logit, whether the row is read, first
+    class, class past the last).
+    """
     pid = tl.program_id(0).to(tl.int64)
-    part = pid % SPLITS
-    start = (part * PART).to(tl.int32)
-    return pid // SPLITS + tl.arange(0, 1), part, start, tl.minimum(start + PART, K)
+    n = pid // SPLITS + tl.arange(0, 1)
+    in_rows = n < N
+    rows = row_pointers(Z, n, M)
+    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, ACC)
+    loaded = in_rows if ALL_ROWS else counted
+    start = (pid % SPLITS * PART).to(tl.int32)
+    stop = tl.minimum(start + PART, K)
+    stop = tl.where(tl.max(loaded.to(tl.int32), 0) > 0, stop, start)  # an ignored row has no part
+    return n, pid + tl.arange(0, 1), rows, y, z_y, loaded, start, stop
 
 
 @triton.jit
