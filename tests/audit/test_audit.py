@@ -77,3 +77,23 @@ def test_a_case_for_every_kernel():
     kernels = {name for name in vars(launch) if name.endswith("_kernel")}
     audited = {name.split("/")[1] for name in BUDGET["targets"]["sm_90"]}
     assert audited == kernels
+
+
+def test_the_compiled_in_terms_carry_their_source():
+    """Triton's disk cache must not serve a functor as it was before an edit or a new release."""
+    script = (
+        "from anl_kernels.backends.triton.arguments import term_constants\n"
+        "from anl_kernels.backends.triton.terms import FUNCTORS\n"
+        "from anl_kernels.terms import NNCE, as_terms\n"
+        "before = str(term_constants(as_terms(NNCE()))['TERMS'])\n"
+        "term_constants.cache_clear()\n"
+        "nfl = FUNCTORS['nfl']\n"
+        "FUNCTORS['nnce'] = FUNCTORS['nnce']._replace(phi=nfl.phi)\n"
+        "nfl.phi.__class__.__repr__ = lambda self: 'same name'\n"
+        "after = str(term_constants(as_terms(NNCE()))['TERMS'])\n"
+        "assert before[-200:] != after[-200:], (before, after)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(HERE.parents[1])
+    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

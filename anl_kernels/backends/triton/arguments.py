@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from anl_kernels.backends.interface import RowOutputs, RowRequest
 from anl_kernels.backends.layout import RowView, writable_rows
 from anl_kernels.backends.triton.plan import Plan
-from anl_kernels.backends.triton.terms import AFFINE, DENSE, FUNCTORS
+from anl_kernels.backends.triton.terms import AFFINE, DENSE, FUNCTORS, Functor
 from anl_kernels.terms import Terms
 
 NUM_SCALARS = 3
@@ -64,11 +65,22 @@ def term_constants(terms: Terms) -> dict[str, Any]:
         slots.append(slots[-1] + int(functor.sum_kind.value == DENSE.value))
     return {
         "TERMS": tuple(
-            (f.phi, f.head, f.sum_kind, slot) for f, slot in zip(functors, slots, strict=False)
+            (f.phi, f.head, f.sum_kind, slot, _source_key(f))
+            for f, slot in zip(functors, slots, strict=False)
         ),
         "NUM_DENSE": slots[-1],
         "LINEAR": any(f.sum_kind.value == AFFINE.value or f.counts for f in functors),
     }
+
+
+def _source_key(functor: Functor) -> int:
+    """A hash of a functor's source, as a number: Triton compiles no strings in.
+
+    Triton's cache on disk knows a function inside a tuple by its name alone: without this, a
+    functor that changes, in a new release say, would go on running as it was compiled before.
+    """
+    key = "".join(getattr(part, "cache_key", "") for part in (functor.phi, functor.head))
+    return int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
 
 
 @lru_cache(maxsize=256)

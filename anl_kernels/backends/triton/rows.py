@@ -4,8 +4,8 @@ Letters: N rows, K classes; z logits, y label, l = log p; n row indices (BLOCK_N
 indices (BLOCK_K,). Row n of a (B, K, M) view is batch n // M, position n % M. Every index that
 meets a stride is int64 by then; k itself is int32, to keep registers. ``P`` is what
 ``numerics.scalar`` reads: for term t its weight at 4 t, then its three scalars. ``TERMS`` holds
-(phi, head, sum_kind, slot) for each term, slot counting the dense ones; the algebra is in
-docs/math.md.
+(phi, head, sum_kind, slot, hash of the source) for each term, slot counting the dense ones; the
+algebra is in docs/math.md.
 
 "Others" are the classes of a row but its target: kernels load the target's logit by itself and
 see -inf in its column, as they do past K and for classes that are not there.
