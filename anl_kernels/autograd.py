@@ -71,7 +71,9 @@ class RowLossFunction(torch.autograd.Function):
             )
         # Here too on a second backward through the one-pass form.
         saved = (grad_loss, *ctx.saved_tensors, ctx.stats, ctx.row_losses, ctx.term_losses)
-        compute = RowGradientFunction.apply if differentiable else RowGradientFunction.forward
+        compute = RowGradientFunction.forward
+        if differentiable:  # the logits are to be read once more
+            compute, spec = RowGradientFunction.apply, spec._replace(inplace=False)
         grads = compute(*saved, ctx.needs_input_grad[:4], *spec)
         return grads[0], None, *grads[1:], *(None,) * len(spec)
 
@@ -143,7 +145,7 @@ class RowGradientFunction(torch.autograd.Function):
 def _row_grad(
     logits: Tensor, target: Tensor, upstream: Tensor, stats: Tensor, spec: RowSpec
 ) -> Tensor:
-    if spec.inplace and not torch.is_grad_enabled():
+    if spec.inplace:
         _kernels.row_grad_(logits, target, upstream, stats, *spec)
         return logits.detach()
     return _kernels.row_grad(logits, target, upstream, stats, *spec)
@@ -164,6 +166,8 @@ def _reference_loss(
 
 class SoftmaxFunction(torch.autograd.Function):
     """``apply(logits, backend)``: softmax over the class dimension (1, or 0 for a single row)."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(logits: Tensor, backend: str) -> Tensor:

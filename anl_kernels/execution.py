@@ -62,17 +62,18 @@ def row_scale_of(
 ) -> Tensor:
     """The factor of each row, or one (0-d) for all: weights over the divisor of the mean."""
     acc = accumulator_dtype(logits.dtype)
+    ignored = target == ignore_index
     scale = None
     if weight is not None:
-        # The label may be ignore_index or, on a GPU, wrong; neither may become an address.
-        scale = weight.to(acc)[target.clamp(0, weight.numel() - 1)]
+        # The label may be ignore_index or, on a GPU, wrong; neither may become an address, nor
+        # may the weight that is read instead count, infinite as it may be.
+        scale = weight.to(acc)[target.clamp(0, weight.numel() - 1)].masked_fill(ignored, 0)
     if reduction == "mean":
-        counted = target != ignore_index
-        divisor = counted.sum(dtype=acc) if scale is None else (scale * counted).sum()
+        divisor = (~ignored).sum(dtype=acc) if scale is None else scale.sum()
         inverse = torch.where(divisor == 0, 0.0, 1 / divisor)
         scale = inverse if scale is None else scale * inverse
     if sample_weight is not None:
-        factors = sample_weight.to(acc)
+        factors = sample_weight.to(acc).masked_fill(ignored, 0)
         scale = factors if scale is None else scale * factors
     return logits.new_ones((), dtype=acc) if scale is None else scale
 
@@ -120,12 +121,13 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
     )
     # Dynamo mistakes the arguments of a Function that no gradient goes through.
     differentiable = needs_grad or learned or call.row_scale.requires_grad
-    apply = RowLossFunction.apply if differentiable else torch.ops.anl_kernels.row_loss
+    bare = torch.compiler.is_compiling() and not differentiable
+    apply = torch.ops.anl_kernels.row_loss if bare else RowLossFunction.apply
     loss, _, _, _, term_losses, lse, p_y, argmax, probs = apply(
         logits, call.target, call.row_scale, weights, *spec
     )
     made = {
-        "term_losses": lambda: term_losses.t().reshape(-1, *shape),
+        "term_losses": lambda: term_losses.t().reshape(len(call.terms), *shape),
         "lse": lambda: lse.view(shape),
         "p_y": lambda: p_y.view(shape),
         "argmax": lambda: argmax.view(shape),

@@ -17,6 +17,7 @@ from anl_kernels.options import (
     LossOptions,
     Reduction,
     aux_outputs,
+    check_ignore_index,
     check_reduction,
     class_scale_at,
 )
@@ -72,6 +73,7 @@ def robust_loss(
     checks.check_logits(logits)
     checks.check_target(target, logits)
     check_reduction(reduction)
+    check_ignore_index(ignore_index)
     num_classes = logits.shape[checks.class_dim(logits)]
     checks.check_labels_in_range(target, num_classes, ignore_index)
     scaled_terms = as_terms(terms).scaled(class_scale_at(class_scale, num_classes))

@@ -47,7 +47,7 @@ class RobustLoss(nn.Module):
         check_reduction(options.get("reduction", "mean"))
         class_scale_at(options.get("class_scale", 1.0), 10)
         aux_outputs(options.get("return_aux", False))
-        self.register_buffer("weight", options.pop("weight", None), persistent=False)
+        self.register_buffer("weight", options.pop("weight", None))
         self.options = options
         for i, tensor in enumerate(self.terms.tensors):
             if isinstance(tensor, nn.Parameter):

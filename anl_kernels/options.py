@@ -31,6 +31,12 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
+def check_ignore_index(ignore_index: int) -> None:
+    """Raise TypeError unless it is an integer."""
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+
+
 def class_scale_at(class_scale: float | str, num_classes: int) -> float:
     """The factor on normalised terms at a number of classes.
 
@@ -39,7 +45,8 @@ def class_scale_at(class_scale: float | str, num_classes: int) -> float:
     """
     if class_scale == "auto":
         return max(1, num_classes * math.log(num_classes)) / (10 * math.log(10))
-    if isinstance(class_scale, str) or not math.isfinite(class_scale) or class_scale <= 0:
+    number = isinstance(class_scale, int | float) and math.isfinite(class_scale)
+    if isinstance(class_scale, str) or not number or class_scale <= 0:
         raise ValueError(f"class_scale must be a positive number or 'auto', got {class_scale!r}")
     return float(class_scale)
 
@@ -48,6 +55,8 @@ def aux_outputs(return_aux: bool | Collection[str]) -> tuple[str, ...]:
     """The auxiliary outputs asked for: True stands for all but the softmax."""
     if isinstance(return_aux, bool):
         return AUX_OUTPUTS[:-1] if return_aux else ()
+    if not isinstance(return_aux, Collection):
+        raise TypeError(f"return_aux must be a bool or a collection of names, got {return_aux!r}")
     names = (return_aux,) if isinstance(return_aux, str) else tuple(return_aux)
     for name in names:
         if name not in AUX_OUTPUTS:

@@ -83,7 +83,11 @@ def choose_backend(device_type: str, terms: Terms | None = None) -> str:
 def _terms_without_kernel(terms: Terms) -> list[str]:
     if why_not(TRITON) is not None:
         return []
-    return [type(term).__name__ for term in terms.terms if not _has_kernel(term.functor)]
+    return [
+        type(term).__name__
+        for term in terms.terms
+        if not (term.may_have_kernel and _has_kernel(term.functor))
+    ]
 
 
 def _constant(function: _F) -> _F:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
@@ -34,6 +33,9 @@ class Term:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        known = REGISTRY.get(cls.__name__)
+        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"a term named {cls.__name__} exists: {known}; choose another name")
         if not cls.__name__.startswith("_"):
             REGISTRY[cls.__name__] = cls
 
@@ -45,6 +47,15 @@ class Term:
     def functor(self) -> str:
         """Name of the functor that compiled backends run for these parameters."""
         return type(self).__name__.lower()
+
+    @property
+    def may_have_kernel(self) -> bool:
+        """Whether ``functor`` speaks for this class: for the package's, and where it is given.
+
+        A user's class may bear the name of a functor, or inherit a term and change its formula.
+        """
+        cls = type(self)
+        return cls.__module__.startswith("anl_kernels.") or "functor" in vars(cls)
 
     def scalars(self) -> tuple[float, ...]:
         """At most three run-time numbers for the functor; by default the fields, in order."""
@@ -94,6 +105,16 @@ class Terms:
             for number in (factor, *(float(getattr(term, field.name)) for field in fields(term)))
         )
 
+    def __post_init__(self) -> None:
+        for term in self.terms:
+            for field in fields(term):
+                value = getattr(term, field.name)
+                if isinstance(value, Tensor):
+                    raise TypeError(
+                        f"{type(term).__name__}: {field.name} must be a number, got a tensor; only "
+                        f"the weight of a term can be learned"
+                    )
+
     def __iter__(self) -> Iterator[tuple[Weight, Term]]:
         """Iterate over the ``(weight, term)`` pairs."""
         for factor, tensor, term in zip(self.factors, self.tensors, self.terms, strict=True):
@@ -125,7 +146,7 @@ class Terms:
             return Terms(self.terms, self.factors, tensors)
         if not isinstance(weight, int | float):
             return NotImplemented
-        if not math.isfinite(weight):
+        if weight - weight != 0:  # infinite or NaN, in words that Dynamo can trace
             raise ValueError(f"the weight of a term must be finite, got {weight}")
         factors = tuple(factor * float(weight) for factor in self.factors)
         return Terms(self.terms, factors, self.tensors)

@@ -35,7 +35,10 @@ class Row:
     """
 
     def __init__(self, logits: Tensor, target: Tensor) -> None:
-        self.logits = logits
+        # Differences of logits survive an offset common to the row only if it goes first.
+        top = logits.detach().amax(-1, keepdim=True)
+        self.offset = top.masked_fill(top == -torch.inf, 0)
+        self.logits = logits - self.offset
         self.target = target.unsqueeze(-1)
         self.not_other = (logits == -torch.inf).scatter(-1, self.target, True)
 
@@ -77,7 +80,7 @@ class Row:
     @_lazy
     def lse(self) -> Tensor:
         """Log-sum-exp of the logits."""
-        return self.logits.logsumexp(-1)
+        return self.logits.logsumexp(-1) + self.offset.squeeze(-1)
 
     @_lazy
     def num_classes(self) -> Tensor:

@@ -89,6 +89,8 @@ def term_numbers(terms: Terms) -> tuple[tuple[float, ...], tuple[float, ...]]:
     numbers: list[float] = []
     for factor, term in zip(terms.factors, terms.terms, strict=True):
         scalars = term.scalars()
+        if len(scalars) > NUM_SCALARS:
+            raise ValueError(f"{term!r} has {len(scalars)} scalars; a functor takes {NUM_SCALARS}")
         numbers += [factor, *scalars, *(0.0,) * (NUM_SCALARS - len(scalars))]
     exact = torch.tensor(numbers, dtype=torch.float64)
     leading = exact.float().double()

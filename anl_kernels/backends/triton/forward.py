@@ -53,7 +53,7 @@ def row_tile_kernel(
         OUT, W, n, in_rows, counted, softmax, linear, sum_tiles(S), sum_tiles(D), P, TERMS, ACC
     )
     if OUT[5] is not None:
-        best = tl.min(tl.where(z == m_others[:, None], k[None, :], K), 1)
+        best = tl.min(tl.where(z == m_others[:, None], k[None, :], K - 1), 1)
         store_argmax(OUT[5], n, in_rows, m_others, best, z_y, y)
     if (GRAD[0] is not None) or (PROBS[0] is not None):
         scale = load_scale(SCALE, n, in_rows, ACC)
@@ -134,7 +134,7 @@ def sweep_others(
     mass = tl.sum(mass * tl.exp(m - m_others[:, None]), 1)
     index = tl.zeros((BLOCK_N,), tl.int32)
     if ARGMAX:
-        index = tl.min(tl.where(m == m_others[:, None], best, stop), 1)
+        index = tl.min(tl.where(m == m_others[:, None], best, stop - 1), 1)
     return m_others, mass, tl.sum(total, 1), tl.sum(count, 1), index
 
 

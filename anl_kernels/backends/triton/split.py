@@ -81,7 +81,7 @@ def split_finish_kernel(
     if OUT[5] is not None:
         m = load_parts(PARTS, n, SPLITS, 4, 0, -float("inf"), BLOCK_S)
         index = load_parts(BEST, n, SPLITS, 1, 0, 0, BLOCK_S)
-        best = tl.min(tl.where(m == m_others[:, None], index, K), 1)
+        best = tl.min(tl.where(m == m_others[:, None], index, K - 1), 1)
         store_argmax(OUT[5], n, in_rows, m_others, best, z_y, y)
 
 

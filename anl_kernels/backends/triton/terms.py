@@ -114,8 +114,10 @@ def quotient(v, slope, others):
     total = v + others
     empty = total == 0
     inverse = 1 / tl.where(empty, 1.0, total)
-    share = tl.where(empty, 1.0, v * inverse)
-    return share, slope * (others * inverse) * inverse, -tl.where(empty, 0.0, share) * inverse
+    # Equal to the total: also where both are infinite, whose quotient would be NaN.
+    share = tl.where(v == total, 1.0, v * inverse)
+    rest = tl.where((others == total) & ~empty, 1.0, others * inverse)
+    return share, slope * rest * inverse, -tl.where(empty, 0.0, share) * inverse
 
 
 @triton.jit
