@@ -20,8 +20,8 @@ MAX_WARPS = 16
 TILE_LIMIT = 8192
 
 # Short rows share a program. Every thread carries some thirty numbers for each row it works on, so
-# that it may not work on many: 4 values a thread.
-PROGRAM_OF_SHORT_ROWS, WARPS_OF_SHORT_ROWS = 512, 4
+# that it may not work on many: 2 values a thread (with 4, sm_80 spills at K = 10).
+PROGRAM_OF_SHORT_ROWS, WARPS_OF_SHORT_ROWS = 512, 8
 
 # A sweep's block, (dense terms up to, classes, warps): 16 values a thread are two 16-byte loads of
 # 16-bit logits in flight. ptxas aims at 64 or 128 registers and would rather spill two than miss
