@@ -167,3 +167,12 @@ def test_import_loads_no_triton():
     code = "import sys, anl_kernels; sys.exit('triton' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_loss_on_a_cpu_loads_no_triton():
+    script = (
+        "import sys, torch, anl_kernels as ak\n"
+        "ak.nce(torch.randn(2, 3), torch.tensor([0, 1]))\n"
+        "sys.exit('triton' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -62,16 +62,19 @@ def choose_backend(device_type: str, terms: Terms | None = None) -> str:
     Raises:
         RuntimeError: the backend asked for cannot run there.
     """
+    gpu = device_type == "cuda"
+    # First, so that a loss on a CPU does not import Triton to learn that it is not for it.
+    if _requested == REFERENCE or (_requested == AUTO and not gpu):
+        return REFERENCE
     unknown = [] if terms is None else _terms_without_kernel(terms)
     if _requested == AUTO:
-        gpu = device_type == "cuda" and why_not(TRITON) is None
-        return TRITON if gpu and not unknown else REFERENCE
-    if _requested == TRITON and unknown:
+        return REFERENCE if unknown or why_not(TRITON) else TRITON
+    if unknown:
         raise RuntimeError(
             f"backend 'triton' has no kernel for {', '.join(unknown)}: add a functor for it "
             f"(CONTRIBUTING.md), or choose ak.use_backend('auto')"
         )
-    if _requested == TRITON and device_type != "cuda" and not interpreting():
+    if not gpu and not interpreting():
         raise RuntimeError(
             f"backend 'triton' cannot run on {device_type} tensors: move logits and target to a "
             f"GPU, choose ak.use_backend('auto'), or set TRITON_INTERPRET=1 before Python starts "
