@@ -61,12 +61,15 @@ python-version:
 # requirements/{test,demo,dev}.txt on top.
 PINS = $(wildcard requirements/*.txt)
 
-$(VENV)/.installed-package: $(PINS) pyproject.toml setup.py | python-version
+SOURCES = setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
+
+$(VENV)/.installed-package: $(PINS) pyproject.toml $(SOURCES) | python-version
 	@echo "Installing torch and anl_kernels in $(VENV); the first time this downloads a lot ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	$(PIP) install -q -r requirements/base.txt
-	$(PIP) install -q --no-build-isolation -e .
+	@echo "Building anl_kernels ..."
+	ANL_KERNELS_BUILD=1 $(PIP) install -q --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.installed-%: $(VENV)/.installed-package

@@ -53,11 +53,15 @@ class RowLossFunction(torch.autograd.Function):
         if ctx.spec.write_grad:
             ctx.grad = logits.detach() if ctx.spec.inplace else grad
         ctx.mark_non_differentiable(*output[1:])
+        # Else backward is handed zeros of each output's size, the gradient's among them.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         """Hand over the one-pass gradient, or make it from the statistics."""
         spec = ctx.spec
+        if grad_loss is None:
+            return (None,) * (4 + len(spec))
         differentiable = torch.is_grad_enabled()
         if ctx.grad is not None and not differentiable and not any(ctx.needs_input_grad[1:]):
             # Held here any longer, the gradient would be cloned by whoever accumulates it.

@@ -141,13 +141,14 @@ def _one_pass(call: Call, learned_weights: bool) -> bool:
 
     Otherwise the backward reads them again, half as much traffic more, but it takes any upstream
     gradient before it rounds. float16 needs that: NCE's gradient, about 1/K, is below float16's
-    smallest number until a GradScaler has multiplied it. Compiled code and functorch transforms
-    need it: the compiler would copy a gradient that is scaled in place, and functorch always asks
-    for a differentiable backward, which recomputes.
+    smallest number until a GradScaler has multiplied it. float64 is there for checks, such as
+    gradcheck's that a second backward, which recomputes, gives the same bits. Compiled code and
+    functorch transforms need it: the compiler would copy a gradient that is scaled in place, and
+    functorch always asks for a differentiable backward, which recomputes.
     """
     return (
         call.reduce
-        and call.logits.dtype != torch.float16
+        and call.logits.dtype in (torch.float32, torch.bfloat16)
         and not learned_weights
         and not call.row_scale.requires_grad
         and not transforming()

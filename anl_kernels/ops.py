@@ -136,7 +136,7 @@ def row_grad(
     logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any
 ) -> Tensor:
     """The gradient out of ``row_loss``'s statistics, times ``row_scale`` before it is rounded."""
-    grad = empty_like_rows(logits)
+    grad = load_backend(RowSpec(*spec).backend).empty_like_rows(logits)
     _row_grad_into(grad, logits, target, row_scale, stats, spec)
     return grad
 

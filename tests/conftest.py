@@ -26,22 +26,33 @@ def device():
     return torch.device("cuda" if GPU else "cpu")
 
 
-@pytest.fixture(params=["reference", "triton"])
-def backend(request):
-    """Every call in the test runs on this backend."""
-    reason = why_not(request.param)
+def _use(name):
+    """Run the test on one backend; skip it where that backend, or its device, is not."""
+    reason = why_not(name)
     if reason:
         pytest.skip(reason)
-    with ak.use_backend(request.param):
-        yield request.param
+    if name == "cpu" and GPU:
+        pytest.skip("the tests' tensors are on the GPU")
+    with ak.use_backend(name):
+        yield name
+
+
+@pytest.fixture(params=["reference", "triton", "cpu"])
+def backend(request):
+    """Every call in the test runs on this backend."""
+    yield from _use(request.param)
+
+
+@pytest.fixture(params=["triton", "cpu"])
+def kernels(request):
+    """As ``backend``, for what concerns compiled kernels only."""
+    yield from _use(request.param)
 
 
 @pytest.fixture
 def triton_backend():
-    if why_not("triton"):
-        pytest.skip(why_not("triton"))
-    with ak.use_backend("triton"):
-        yield "triton"
+    """For what concerns Triton only."""
+    yield from _use("triton")
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ def test_upstream_gradient_of_each_row(backend, device, problem):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_the_gradient_is_not_cloned(reduction, triton_backend, device, problem, monkeypatch):
+def test_the_gradient_is_not_cloned(reduction, kernels, device, problem, monkeypatch):
     logits, target = problem
     leaf = logits.clone().requires_grad_()
     written = []
@@ -135,9 +135,9 @@ def test_anomaly_detection(backend, device, problem):
     assert leaf.grad.isfinite().all()
 
 
-def test_labels_get_no_gradient(triton_backend, device, problem):
+def test_labels_get_no_gradient(kernels, device, problem):
     logits, target = problem
-    spec = RowSpec(TERMS.names, list(TERMS.params), -100, "triton")
+    spec = RowSpec(TERMS.names, list(TERMS.params), -100, kernels)
     scale = torch.ones((), device=device, requires_grad=True)
     loss, *rest = RowLossFunction.apply(logits.requires_grad_(), target, scale, None, *spec)
     by_logits, by_scale = torch.autograd.grad(loss, (logits, scale))

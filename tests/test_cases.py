@@ -1,3 +1,4 @@
+from anl_kernels.backends.cpu import library
 from anl_kernels.terms import REGISTRY
 from tests.cases import TERMS
 from tests.formulas import FORMULAS
@@ -11,6 +12,11 @@ def test_every_registered_term_has_a_formula():
     assert set(FORMULAS) == set(REGISTRY)
 
 
-def test_every_functor_of_the_triton_backend_has_a_case():
+def test_every_functor_of_triton_has_a_case():
     functors = __import__("anl_kernels.backends.triton.terms", fromlist=["FUNCTORS"]).FUNCTORS
+    assert {term.functor for term in TERMS.values()} == set(functors)
+
+
+def test_every_functor_of_the_extension_has_a_case():
+    functors = library.load().functor_names()
     assert {term.functor for term in TERMS.values()} == set(functors)

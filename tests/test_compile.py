@@ -197,7 +197,7 @@ def test_softmax(backend, device):
 
 
 # Fails as test_aux does.
-def test_a_wrong_label_is_not_checked_but_is_nan(triton_backend, device):
+def test_a_wrong_label_is_not_checked_but_is_nan(kernels, device):
     """No value may decide what compiled code runs."""
     logits, target = random_rows(3, 5, torch.float32, device)
     target[1] = 7

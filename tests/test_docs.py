@@ -28,6 +28,7 @@ def _registry():
 
 
 @pytest.mark.usefixtures("_registry")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's, of its own modules
 @over_documents
 def test_python_blocks_run(path, monkeypatch):
     # Tracing is what a document can get wrong; Inductor would add half a minute and a C++ compiler.

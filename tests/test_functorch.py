@@ -89,7 +89,7 @@ def test_grad_of_a_function_of_grad(backend, problem):
     torch.testing.assert_close(norm(logits), 2 * torch.einsum("ijkl,ij->kl", full, first))
 
 
-def test_hessian_by_forward_over_reverse_says_what_it_cannot(triton_backend, problem):
+def test_hessian_by_forward_over_reverse_says_what_it_cannot(kernels, problem):
     logits, target = problem
     with pytest.raises(RuntimeError, match=r"jvp|forward"):
         hessian(loss_of(target))(logits)

@@ -20,7 +20,7 @@ def computed_logits(device, dtype=torch.float32):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradient_lands_in_the_logits(dtype, reduction, triton_backend, device):
+def test_gradient_lands_in_the_logits(dtype, reduction, kernels, device):
     leaf, logits, target = computed_logits(device, dtype)
     _, wanted = loss_and_grad(leaf, target, TERMS, reduction=reduction)
     seen = []
@@ -50,7 +50,7 @@ def test_upstream_gradient(upstream, backend, device):
     torch.testing.assert_close(leaf.grad, upstream * wanted)
 
 
-def test_an_operation_that_saved_the_logits_raises(triton_backend, device):
+def test_an_operation_that_saved_the_logits_raises(kernels, device):
     leaf, _, target = computed_logits(device)
     logits = leaf.exp()
     loss = ak.robust_loss(logits, target, TERMS, inplace=True)
@@ -62,7 +62,7 @@ def test_an_operation_that_saved_the_logits_raises(triton_backend, device):
 # looks right and the second backward differentiates at the gradient.
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_second_backward_raises(dtype, reduction, triton_backend, device):
+def test_second_backward_raises(dtype, reduction, kernels, device):
     _, logits, target = computed_logits(device, dtype)
     loss = ak.robust_loss(logits, target, TERMS, reduction=reduction, inplace=True).sum()
     torch.autograd.grad(loss, logits, retain_graph=True)
@@ -70,14 +70,14 @@ def test_second_backward_raises(dtype, reduction, triton_backend, device):
         torch.autograd.grad(loss, logits)
 
 
-def test_a_leaf_is_refused(triton_backend, device):
+def test_a_leaf_is_refused(kernels, device):
     leaf, _, target = computed_logits(device)
     with pytest.raises(ValueError, match="leaf"):
         ak.robust_loss(leaf, target, TERMS, inplace=True)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-def test_overlapping_memory_is_refused(dim, triton_backend, device):
+def test_overlapping_memory_is_refused(dim, kernels, device):
     leaf = torch.randn((1, 7) if dim == 0 else (4, 1), device=device, requires_grad=True)
     logits = (leaf * 1).expand(4, 7)
     target = torch.zeros(4, dtype=torch.int64, device=device)
@@ -97,7 +97,7 @@ def test_nothing_is_written_without_a_gradient(reduction, backend, device):
     assert logits._version == version
 
 
-def test_ignored_rows_get_zeros(triton_backend, device):
+def test_ignored_rows_get_zeros(kernels, device):
     leaf, logits, target = computed_logits(device)
     target[2] = -100
     ak.robust_loss(logits, target, TERMS, inplace=True).backward()
@@ -107,7 +107,7 @@ def test_ignored_rows_get_zeros(triton_backend, device):
 
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_dimensions_that_do_not_collapse_are_refused(reduction, transpose, triton_backend, device):
+def test_dimensions_that_do_not_collapse_are_refused(reduction, transpose, kernels, device):
     leaf = torch.randn(2, 5, 3, 4, device=device, requires_grad=True)
     target = torch.randint(5, (2, 4, 3) if transpose else (2, 2, 3), device=device)
     logits = leaf * 1
@@ -117,7 +117,7 @@ def test_dimensions_that_do_not_collapse_are_refused(reduction, transpose, trito
     assert torch.equal(logits, leaf)
 
 
-def test_tensor_weights_and_sample_weight(triton_backend, device):
+def test_tensor_weights_and_sample_weight(kernels, device):
     leaf, logits, target = computed_logits(device)
     alpha = torch.tensor(2.0, device=device, requires_grad=True)
     sample_weight = torch.rand(4, device=device, requires_grad=True)

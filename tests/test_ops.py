@@ -6,9 +6,9 @@ import torch
 from anl_kernels.backends.interface import NUM_STATS
 from anl_kernels.ops import RowSpec
 from tests.cases import CASES
-from tests.helpers import random_rows
+from tests.helpers import backend_in_use, random_rows
 
-pytestmark = pytest.mark.usefixtures("triton_backend")
+pytestmark = pytest.mark.usefixtures("kernels")
 
 OPS = torch.ops.anl_kernels
 OPERATORS = {
@@ -33,7 +33,7 @@ SPECS = {
 
 
 def spec(**options):
-    return RowSpec(TERMS.names, list(TERMS.params), -100, "triton", **options)
+    return RowSpec(TERMS.names, list(TERMS.params), -100, backend_in_use(), **options)
 
 
 def row_args(device, dtype=torch.float32, requires_grad=True, per_row=False, weighted=False):
@@ -104,18 +104,18 @@ def test_row_grad_in_place(device):
 def test_scale(factor, device):
     opcheck(
         OPS.scale_,
-        (torch.randn(3, 5, device=device), torch.tensor(factor, device=device), "triton"),
+        (torch.randn(3, 5, device=device), torch.tensor(factor, device=device), backend_in_use()),
     )
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 5, 3), (0, 5)], ids=str)
 def test_softmax(shape, device):
-    opcheck(OPS.softmax, (torch.randn(shape, device=device, requires_grad=True), "triton"))
+    opcheck(OPS.softmax, (torch.randn(shape, device=device, requires_grad=True), backend_in_use()))
 
 
 def test_softmax_backward(device):
     probs = torch.randn(3, 5, device=device).softmax(1)
-    opcheck(OPS.softmax_backward, (torch.randn(3, 5, device=device), probs, "triton"))
+    opcheck(OPS.softmax_backward, (torch.randn(3, 5, device=device), probs, backend_in_use()))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 5, 4, 3)], ids=str)
@@ -146,7 +146,7 @@ def test_fake_outputs_have_the_strides_of_real_ones(arrange, shape, device):
 def test_scale_multiplies(device):
     tensor = torch.randn(3, 70, device=device)
     wanted = tensor * 2.5
-    OPS.scale_(tensor, torch.tensor(2.5, device=device), "triton")
+    OPS.scale_(tensor, torch.tensor(2.5, device=device), backend_in_use())
     assert torch.equal(tensor, wanted)
 
 

@@ -1,4 +1,4 @@
-"""Random shapes, strides, dtypes, terms and values: interpreted Triton against the reference."""
+"""Random shapes, strides, dtypes, terms and values: kernels against the reference."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 import anl_kernels as ak
 from tests.cases import CASES
-from tests.helpers import loss_and_grad
+from tests.helpers import backend_in_use, loss_and_grad
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -51,7 +51,7 @@ def problems(draw, values):
 def both(logits, target, terms, device, **options):
     logits, target = logits.to(device), target.to(device)
     results = []
-    for backend in ("triton", "reference"):
+    for backend in (backend_in_use(), "reference"):
         with ak.use_backend(backend):
             results.append(loss_and_grad(logits, target, terms, **options))
     return results
@@ -73,7 +73,7 @@ reductions = st.sampled_from(["mean", "sum", "none"])
 
 @SETTINGS
 @hypothesis.given(problems(st.one_of(ordinary, ties)), names, reductions)
-def test_ordinary_values(triton_backend, device, problem, name, reduction):
+def test_ordinary_values(kernels, device, problem, name, reduction):
     logits, target = problem
     assert_agree(*both(logits, target, CASES[name], device, reduction=reduction), logits.dtype)
 
@@ -86,7 +86,7 @@ def target_is_there(logits, target):
 
 @SETTINGS
 @hypothesis.given(problems(st.one_of(ordinary, extreme)), names, reductions)
-def test_extreme_values(triton_backend, device, problem, name, reduction):
+def test_extreme_values(kernels, device, problem, name, reduction):
     logits, target = problem
     hypothesis.assume(target_is_there(logits, target))
     (loss, grad), wanted = both(logits, target, CASES[name], device, reduction=reduction)
@@ -97,7 +97,7 @@ def test_extreme_values(triton_backend, device, problem, name, reduction):
 
 @SETTINGS
 @hypothesis.given(problems(anything), names)
-def test_a_row_of_anything_harms_no_other(triton_backend, device, problem, name):
+def test_a_row_of_anything_harms_no_other(kernels, device, problem, name):
     logits, target = problem
     losses, grad = loss_and_grad(
         logits.to(device), target.to(device), CASES[name], reduction="none"
@@ -111,15 +111,15 @@ def test_a_row_of_anything_harms_no_other(triton_backend, device, problem, name)
 
 @SETTINGS
 @hypothesis.given(problems(st.one_of(ordinary, ties)))
-def test_aux(triton_backend, device, problem):
+def test_aux(kernels, device, problem):
     logits, target = problem
     logits, target = logits.to(device), target.to(device)
     outputs = {}
-    for backend in ("triton", "reference"):
+    for backend in (kernels, "reference"):
         with ak.use_backend(backend):
             wanted = ("term_losses", "lse", "p_y", "argmax", "probs")
             _, outputs[backend] = ak.robust_loss(logits, target, CASES["ANL-CE"], return_aux=wanted)
-    ours, reference = outputs["triton"], outputs["reference"]
+    ours, reference = outputs[kernels], outputs["reference"]
     assert torch.equal(ours.argmax, reference.argmax)
     for name in ("term_losses", "lse", "p_y", "probs"):
         actual, value = getattr(ours, name), getattr(reference, name)
@@ -128,7 +128,7 @@ def test_aux(triton_backend, device, problem):
 
 @SETTINGS
 @hypothesis.given(problems(st.one_of(ordinary, extreme)))
-def test_softmax(triton_backend, device, problem):
+def test_softmax(kernels, device, problem):
     logits, _ = problem
     dim = min(1, logits.dim() - 1)
     hypothesis.assume((logits > -torch.inf).any(dim).all())

@@ -69,7 +69,7 @@ def test_a_name_is_taken_once():
     assert REGISTRY["GCE"] is ak.GCE
 
 
-def test_a_class_of_a_users_own_borrows_no_kernel(triton_backend, device):
+def test_a_class_of_a_users_own_borrows_no_kernel(kernels, device):
     logits, target = random_rows(4, 5, torch.float32, device)
     try:
         for name, base in (("Mae", Term), ("MyCE", ak.CE)):
@@ -81,7 +81,7 @@ def test_a_class_of_a_users_own_borrows_no_kernel(triton_backend, device):
         REGISTRY.pop("MyCE", None)
 
 
-def test_forward_mode_is_refused_not_wrong(triton_backend, device):
+def test_forward_mode_is_refused_not_wrong(kernels, device):
     logits, target = random_rows(4, 5, torch.float32, device)
     with pytest.raises(NotImplementedError):
         torch.func.jvp(lambda z: ak.robust_loss(z, target, ak.CE()), (logits,), (logits,))

@@ -14,6 +14,21 @@ NUM_STATS = 4
 """Saved numbers of a row beside one slope for each term; see docs/math.md."""
 
 
+NUM_SCALARS = 3
+"""Most hyper-parameters that a functor takes."""
+
+
+def term_numbers(terms: Terms) -> list[float]:
+    """For each term its weight, then ``NUM_SCALARS`` scalars: the layout that kernels read."""
+    numbers: list[float] = []
+    for factor, term in zip(terms.factors, terms.terms, strict=True):
+        scalars = term.scalars()
+        if len(scalars) > NUM_SCALARS:
+            raise ValueError(f"{term!r} has {len(scalars)} scalars; a functor takes {NUM_SCALARS}")
+        numbers += [factor, *scalars, *(0.0,) * (NUM_SCALARS - len(scalars))]
+    return numbers
+
+
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of all arithmetic and of per-row results: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -85,6 +100,10 @@ class Backend(Protocol):
 
     def knows(self, functor: str) -> bool:
         """Whether the kernels have the functor that a term names."""
+        ...
+
+    def empty_like_rows(self, logits: Tensor) -> Tensor:
+        """Where a gradient may go: :func:`anl_kernels.backends.layout.empty_like_rows`."""
         ...
 
     def row_loss(

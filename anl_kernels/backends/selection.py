@@ -11,12 +11,17 @@ from typing import Any, TypeVar
 
 import torch
 
+from anl_kernels.backends.cpu import library
 from anl_kernels.terms import Terms
 
 AUTO = "auto"
 REFERENCE = "reference"
 TRITON = "triton"
-BACKENDS = (TRITON, REFERENCE)
+CPU = "cpu"
+BACKENDS = (TRITON, CPU, REFERENCE)
+
+AUTO_ON = {"cuda": TRITON, "cpu": CPU}
+"""The kernels that ``auto`` takes on a type of device; the reference where there are none."""
 
 _requested = AUTO
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -27,7 +32,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Run the losses called in this context on one backend.
 
     Args:
-        name: "triton", "reference", or "auto" for the fastest that fits the tensors.
+        name: "triton", "cpu", "reference", or "auto" for the fastest that fits the tensors.
 
     A backend asked for by name never falls back: a call it cannot serve raises RuntimeError with
     the reason. The setting holds for the process, not for the thread.
@@ -56,40 +61,47 @@ def use_backend(name: str) -> Iterator[None]:
 def choose_backend(device_type: str, terms: Terms | None = None) -> str:
     """The backend for tensors on a device and a sum of terms, by name.
 
-    ``auto`` takes Triton on GPUs, and the reference elsewhere and for a user's own terms that no
-    kernel knows.
+    ``auto`` takes the kernels for the device, and the reference where there are none, and for a
+    user's own terms that no kernel knows.
 
     Raises:
         RuntimeError: the backend asked for cannot run there.
     """
-    gpu = device_type == "cuda"
-    # First, so that a loss on a CPU does not import Triton to learn that it is not for it.
-    if _requested == REFERENCE or (_requested == AUTO and not gpu):
-        return REFERENCE
-    unknown = [] if terms is None else _terms_without_kernel(terms)
     if _requested == AUTO:
-        return REFERENCE if unknown or why_not(TRITON) else TRITON
+        name = AUTO_ON.get(device_type, REFERENCE)
+        usable = why_not(name) is None and not _terms_without_kernel(name, terms)
+        return name if usable else REFERENCE
+    unknown = _terms_without_kernel(_requested, terms)
     if unknown:
         raise RuntimeError(
-            f"backend 'triton' has no kernel for {', '.join(unknown)}: add a functor for it "
+            f"backend {_requested!r} has no kernel for {', '.join(unknown)}: add a functor for it "
             f"(CONTRIBUTING.md), or choose ak.use_backend('auto')"
         )
-    if not gpu and not interpreting():
-        raise RuntimeError(
-            f"backend 'triton' cannot run on {device_type} tensors: move logits and target to a "
-            f"GPU, choose ak.use_backend('auto'), or set TRITON_INTERPRET=1 before Python starts "
-            f"to run its kernels in Triton's (slow) interpreter"
-        )
+    reason = _why_not_on(_requested, device_type)
+    if reason:
+        raise RuntimeError(f"backend {_requested!r} cannot run on {device_type} tensors: {reason}")
     return _requested
 
 
-def _terms_without_kernel(terms: Terms) -> list[str]:
-    if why_not(TRITON) is not None:
+def _why_not_on(name: str, device_type: str) -> str | None:
+    if name == TRITON and device_type != "cuda" and not interpreting():
+        return (
+            "move logits and target to a GPU, choose ak.use_backend('auto'), or set "
+            "TRITON_INTERPRET=1 before Python starts to run its kernels in Triton's (slow) "
+            "interpreter"
+        )
+    if name == CPU and device_type != "cpu":
+        return "move logits and target to the CPU, or choose ak.use_backend('auto')"
+    return None
+
+
+def _terms_without_kernel(name: str, terms: Terms | None) -> list[str]:
+    if terms is None or name == REFERENCE or why_not(name) is not None:
         return []
     return [
         type(term).__name__
         for term in terms.terms
-        if not (term.may_have_kernel and _has_kernel(term.functor))
+        if not (term.may_have_kernel and _has_kernel(name, term.functor))
     ]
 
 
@@ -104,14 +116,16 @@ def _constant(function: _F) -> _F:
 
 
 @_constant
-def _has_kernel(functor: str) -> bool:
-    return load_backend(TRITON).knows(functor)
+def _has_kernel(name: str, functor: str) -> bool:
+    return load_backend(name).knows(functor)
 
 
 @_constant
 def why_not(name: str) -> str | None:
     """The reason that a backend cannot run on this machine, or None."""
-    return None if name == REFERENCE else _why_not_triton()
+    if name == CPU:
+        return library.why_not()
+    return _why_not_triton() if name == TRITON else None
 
 
 @lru_cache
@@ -140,4 +154,8 @@ def load_backend(name: str) -> ModuleType:
         from anl_kernels.backends.triton import launch
 
         return launch
+    if name == CPU:
+        from anl_kernels.backends.cpu import launch as cpu_launch
+
+        return cpu_launch
     raise ValueError(f"{name!r} is not a kernel backend")

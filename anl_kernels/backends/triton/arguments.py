@@ -11,13 +11,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from anl_kernels.backends.interface import RowOutputs, RowRequest
+from anl_kernels.backends.interface import RowOutputs, RowRequest, term_numbers
 from anl_kernels.backends.layout import RowView, writable_rows
 from anl_kernels.backends.triton.plan import Plan
 from anl_kernels.backends.triton.terms import AFFINE, DENSE, FUNCTORS, Functor
 from anl_kernels.terms import Terms
-
-NUM_SCALARS = 3
 
 # Contracting a * b + c into one rounding is what the tests' error bounds were earned with; the
 # default of this option changes between Triton releases.
@@ -84,15 +82,9 @@ def _source_key(functor: Functor) -> int:
 
 
 @lru_cache(maxsize=256)
-def term_numbers(terms: Terms) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def split_numbers(terms: Terms) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Weights and scalars of the terms: run-time numbers, as leading and trailing float32 parts."""
-    numbers: list[float] = []
-    for factor, term in zip(terms.factors, terms.terms, strict=True):
-        scalars = term.scalars()
-        if len(scalars) > NUM_SCALARS:
-            raise ValueError(f"{term!r} has {len(scalars)} scalars; a functor takes {NUM_SCALARS}")
-        numbers += [factor, *scalars, *(0.0,) * (NUM_SCALARS - len(scalars))]
-    exact = torch.tensor(numbers, dtype=torch.float64)
+    exact = torch.tensor(term_numbers(terms), dtype=torch.float64)
     leading = exact.float().double()
     trailing = (exact - leading).nan_to_num()  # inf - inf
     return tuple(leading.tolist()), tuple(trailing.tolist())

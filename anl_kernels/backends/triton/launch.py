@@ -14,7 +14,7 @@ from anl_kernels.backends.interface import (
     accumulator_dtype,
     empty_outputs,
 )
-from anl_kernels.backends.layout import RowView, as_rows, writable_rows
+from anl_kernels.backends.layout import RowView, as_rows, empty_like_rows, writable_rows
 from anl_kernels.backends.triton.arguments import (
     acc_type,
     block_args,
@@ -24,8 +24,8 @@ from anl_kernels.backends.triton.arguments import (
     row_args,
     scale_arg,
     shape_args,
+    split_numbers,
     term_constants,
-    term_numbers,
 )
 from anl_kernels.backends.triton.backward import row_grad_kernel, scale_kernel
 from anl_kernels.backends.triton.forward import row_sweep_kernel, row_tile_kernel
@@ -42,6 +42,16 @@ from anl_kernels.backends.triton.split import (
     split_sums_kernel,
 )
 from anl_kernels.backends.triton.terms import FUNCTORS
+
+__all__ = [
+    "empty_like_rows",
+    "knows",
+    "row_grad",
+    "row_loss",
+    "scale_",
+    "softmax",
+    "softmax_backward",
+]
 
 SCALE_PROGRAMS_PER_PROCESSOR = 4  # enough loads in flight to fill the memory bus
 
@@ -86,7 +96,7 @@ def row_loss(
             **output_args(outputs, grad),
             SCALE=scale_arg(row_scale),
             W=term_weights,
-            P=term_numbers(request.terms),
+            P=split_numbers(request.terms),
             ALL_ROWS=request.aux or request.probs,
             **constants,
             **block_args(plan, logits.dtype),
@@ -113,7 +123,7 @@ def row_grad(
             SCALE=scale_arg(row_scale),
             STATS=stats,
             GRAD=writable_rows(grad).strided,
-            P=term_numbers(request.terms),
+            P=split_numbers(request.terms),
             TERMS=term_constants(request.terms)["TERMS"],
             **block_args(plan, logits.dtype),
         )
@@ -201,7 +211,7 @@ def _split_rows(
         "BLOCK_K": plan.block_k,
         "ALL_ROWS": request.aux or request.probs,
     }
-    P = term_numbers(request.terms)
+    P = split_numbers(request.terms)
     dense = {"TERMS": constants["TERMS"], "NUM_DENSE": constants["NUM_DENSE"]}
     merge = {"SUMS": sums, "P": P, "BLOCK_S": triton.next_power_of_2(splits), **dense}
     BEST = best if request.aux else None

@@ -1,0 +1,1 @@
+"""The CPU backend: C++ kernels, compiled for several instruction sets."""

@@ -1,0 +1,112 @@
+// The kernels of one instruction set, as a library of their own: setup.py compiles this file once
+// for each, with other flags, and the extension loads the best that the processor has.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "softmax.h"
+
+namespace anl::cpu {
+namespace {
+
+// Rows up to this long go side by side in tiles even where their classes are neighbours: what is
+// done once for a row would cost more than its classes.
+constexpr int64_t short_row = 64;
+
+// Split rows only when a thread has several pieces to do.
+constexpr int64_t split_from = 1 << 15;
+
+bool in_tiles(const Shape& shape, const Rows& logits) {
+  const int64_t pos = shape.M == 1 ? logits.batch : logits.pos;
+  return shape.K <= short_row || (logits.cls != 1 && pos == 1);
+}
+
+// The job for the storage type of a call.
+template <template <class> class Job_, class Args> Job* typed(const Args& args) {
+  switch (args.type) {
+  case Type::Float64:
+    return new Job_<double>(args);
+  case Type::Float32:
+    return new Job_<float>(args);
+  case Type::BFloat16:
+    return new Job_<BFloat16>(args);
+  case Type::Float16:
+    return new Job_<Half>(args);
+  }
+  return nullptr;
+}
+
+Job* row_loss(const RowLossArgs& args, int threads) {
+  if (in_tiles(args.shape, args.logits))
+    return typed<TileLossJob>(args);
+  if (args.shape.rows() < threads && args.shape.K >= split_from)
+    return typed<SplitRowLossJob>(args);
+  return typed<RowLossJob>(args);
+}
+
+Job* row_grad(const RowGradArgs& args) {
+  return in_tiles(args.shape, args.logits) ? typed<TileGradJob>(args) : typed<RowGradJob>(args);
+}
+
+Job* softmax_backward(const SoftmaxBackwardArgs& args) {
+  return in_tiles(args.shape, args.probs) ? typed<SoftmaxBackwardTiles>(args)
+                                          : typed<SoftmaxBackwardRows>(args);
+}
+
+template <class A> V<A> call(Elementary function, V<A> x) {
+  using M = Math<V<A>>;
+  switch (function) {
+  case Elementary::Exp:
+    return M::exp(x);
+  case Elementary::ExpNonpositive:
+    return exp_nonpositive<A>(x);
+  case Elementary::Expm1:
+    return M::expm1(x);
+  case Elementary::Log:
+    return M::log(x);
+  case Elementary::Log1p:
+    return M::log1p(x);
+  }
+  return x;
+}
+
+template <class A> void call_all(Elementary function, const void* x, void* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += lanes<A>) {
+    A values[lanes<A>] = {};
+    const int64_t left = count - i < lanes<A> ? count - i : lanes<A>;
+    memcpy(values, static_cast<const A*>(x) + i, left * sizeof(A));
+    store(values, call<A>(function, load(values)));
+    memcpy(static_cast<A*>(y) + i, values, left * sizeof(A));
+  }
+}
+
+void elementary(Elementary function, Type type, const void* x, void* y, int64_t count) {
+  (type == Type::Float64 ? call_all<double> : call_all<float>)(function, x, y, count);
+}
+
+const Kernels kernels = {row_loss, row_grad, softmax_backward, elementary};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                      "anl_cpu_kernels",
+                      nullptr,
+                      -1,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
+
+} // namespace
+} // namespace anl::cpu
+
+#define ANL_JOIN_(a, b) a##b
+#define ANL_JOIN(a, b) ANL_JOIN_(a, b)
+
+// `kernels`: the address of the table.
+PyMODINIT_FUNC ANL_JOIN(PyInit_, ANL_MODULE)() {
+  using namespace anl::cpu;
+  PyObject* self = PyModule_Create(&module);
+  if (self)
+    PyModule_AddObject(self, "kernels",
+                       PyCapsule_New(const_cast<Kernels*>(&kernels), "anl_cpu_kernels", nullptr));
+  return self;
+}

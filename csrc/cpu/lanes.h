@@ -1,0 +1,517 @@
+// Rows across the vector lanes: for short rows, and where neighbours in memory are neighbouring
+// rows (class-first layouts).
+//
+// A tile is P rows in (K, P) arrays of numbers, as many classes at a time as fit in the cache. If
+// that is all of them, the tile is read once; else each of the three sweeps reads it again.
+#pragma once
+
+#include "../row.h"
+#include "reader.h"
+#include "terms_of_call.h"
+#include "workspace.h"
+
+#include <initializer_list>
+
+namespace anl::cpu {
+
+// P and the classes held at once.
+struct TileShape {
+  int P, K;
+
+  static TileShape of(int64_t num_classes, int64_t positions, int element_bytes) {
+    // Whole cache lines of positions; more of them when rows are short, to spread what is done
+    // once for a tile.
+    const int line = 64 / element_bytes, least = line > 16 ? line : 16;
+    int64_t P = 8192 / num_classes / least * least;
+    P = P > 256 ? 256 : P;
+    const int64_t all = (positions + 15) / 16 * 16;
+    P = P > all ? all : P;
+    P = P < least ? least : P;
+    const int64_t most = 65536 / P;
+    return {int(P), int(num_classes < most ? num_classes : most)};
+  }
+  int64_t elements() const { return int64_t(P) * K; }
+};
+
+// Numbers for every row of a tile.
+template <class A> struct TileRows {
+  A *z_y, *m, *mass, *total, *count, *best_z; // of the others, so far
+  A *log_s, *l_y, *p_y, *rest, *to_p;         // p = e * to_p
+  A *scale, *base, *q, *gy; // gradient: gy, else base + sum G phi' - q p, times the scale
+  A* loss;
+  A *values, *slopes, *G; // (terms, P)
+  int64_t* best;
+  Label* labels;
+
+  static int64_t bytes(int P, int terms) {
+    return 16 * aligned(P * sizeof(A)) + 3 * aligned(int64_t(P) * terms * sizeof(A)) +
+           aligned(P * sizeof(int64_t)) + aligned(P * sizeof(Label));
+  }
+  TileRows(Workspace& space, int P, int terms) {
+    for (A** array : {&z_y, &m, &mass, &total, &count, &best_z, &log_s, &l_y, &p_y, &rest, &to_p,
+                      &scale, &base, &q, &gy, &loss})
+      *array = space.take<A>(P);
+    for (A** array : {&values, &slopes, &G})
+      *array = space.take<A>(int64_t(P) * terms);
+    best = space.take<int64_t>(P);
+    labels = space.take<Label>(P);
+  }
+};
+
+// Where the rows of a tile are: `count` (at most P) neighbours from position `first` of a batch.
+struct TilePlace {
+  int64_t batch, first;
+  int count;
+};
+
+// (K, P) numbers from storage and back.
+template <class T, class A = typename AccumulatorOf<T>::A>
+void bring_tile_in(const T* from, const Rows& rows, int K, int count, int P, A* tile) {
+  if (rows.pos == 1) {
+    for (int k = 0; k < K; ++k) {
+      A* to = tile + int64_t(k) * P;
+      const A* line = bring_in(from + k * rows.cls, 1, count, to);
+      if (line != to)
+        memcpy(to, line, count * sizeof(A));
+    }
+  } else {
+    for (int j = 0; j < count; ++j)
+      for (int k = 0; k < K; ++k)
+        tile[int64_t(k) * P + j] = widen(from[j * rows.pos + k * rows.cls]);
+  }
+  for (int j = count; j < P; ++j) // rows that are not there: any numbers
+    for (int k = 0; k < K; ++k)
+      tile[int64_t(k) * P + j] = 0;
+}
+
+template <class T, class A = typename AccumulatorOf<T>::A>
+void bring_tile_out(const A* tile, const Rows& rows, T* to, int K, int count, int P) {
+  if (rows.pos == 1) {
+    for (int k = 0; k < K; ++k)
+      bring_out(tile + int64_t(k) * P, to + k * rows.cls, 1, count, false);
+  } else {
+    for (int j = 0; j < count; ++j)
+      for (int k = 0; k < K; ++k)
+        to[j * rows.pos + k * rows.cls] = narrow<T>(tile[int64_t(k) * P + j]);
+  }
+}
+
+// The tiles of a call as units: shared by the jobs below.
+template <class T> class Tiles {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  // A 2-D tensor's rows are the positions of one batch.
+  Tiles(const Shape& shape)
+      : whole_(shape.M == 1), batches_(whole_ ? 1 : shape.B),
+        positions_(whole_ ? shape.B : shape.M), K_(shape.K),
+        tile(TileShape::of(shape.K, positions_, sizeof(T))),
+        per_batch_((positions_ + tile.P - 1) / tile.P) {}
+
+  int64_t count() const { return batches_ * per_batch_; }
+  int64_t num_classes() const { return K_; }
+  bool at_once() const { return tile.K == K_; }
+  TilePlace place(int64_t unit) const {
+    const int64_t first = unit % per_batch_ * tile.P, left = positions_ - first;
+    return {unit / per_batch_, first, int(left < tile.P ? left : tile.P)};
+  }
+  int64_t row(const TilePlace& place, int j) const {
+    return place.batch * positions_ + place.first + j;
+  }
+  Rows view(const Rows& rows) const {
+    return whole_ ? Rows{rows.data, 0, rows.cls, rows.batch} : rows;
+  }
+  T* at(const Rows& rows, const TilePlace& place, int64_t k) const {
+    const Rows r = view(rows);
+    return static_cast<T*>(r.data) + place.batch * r.batch + place.first * r.pos + k * r.cls;
+  }
+  int classes_from(int64_t k) const { return int(K_ - k < tile.K ? K_ - k : tile.K); }
+  void in(const Rows& rows, const TilePlace& place, int64_t k, A* to) const {
+    bring_tile_in(at(rows, place, k), view(rows), classes_from(k), place.count, tile.P, to);
+  }
+  void out(const A* from, const Rows& rows, const TilePlace& place, int64_t k) const {
+    bring_tile_out(from, view(rows), at(rows, place, k), classes_from(k), place.count, tile.P);
+  }
+
+private:
+  bool whole_;
+  int64_t batches_, positions_, K_;
+
+public:
+  const TileShape tile;
+
+private:
+  int64_t per_batch_;
+};
+
+// out = p of a tile whose softmax is known; 0 at the targets, where z is -inf.
+template <class A> void tile_probabilities(const TilePiece<A>& t, A* p) {
+  for (int j = 0; j < t.P; j += lanes<A>) {
+    const V<A> m = load(t.m + j), log_s = load(t.log_s + j);
+    for (int64_t i = j, k = 0; k < t.K; ++k, i += t.P)
+      store(p + i, exp_nonpositive<A>((load(t.z + i) - m) - log_s));
+  }
+}
+
+// out = base - q e, before the slopes are added.
+template <class A>
+void affine_across_tile(const TilePiece<A>& t, const A* base, const A* q, A* out) {
+  for (int j = 0; j < t.P; j += lanes<A>) {
+    const V<A> base_j = load(base + j), q_j = load(q + j) * load(t.to_p + j);
+    for (int64_t i = j, k = 0; k < t.K; ++k, i += t.P)
+      store(out + i, base_j - q_j * load(t.e + i));
+  }
+}
+
+// out = out * scale, and 0 at absent classes.
+template <class A> void scale_tile(const TilePiece<A>& t, const A* scale, A* out) {
+  for (int j = 0; j < t.P; j += lanes<A>) {
+    const V<A> scale_j = load(scale + j);
+    for (int64_t i = j, k = 0; k < t.K; ++k, i += t.P) {
+      const I<A> there = load(t.z + i) != A(-INFINITY);
+      store(out + i, there ? load(out + i) * scale_j : fill(A(0)));
+    }
+  }
+}
+
+// Puts -inf where the targets of the rows are among `K` classes from `first`.
+template <class A>
+void take_targets_out(const Label* labels, const TilePlace& place, int64_t first, int K, int P,
+                      A* z) {
+  for (int j = 0; j < place.count; ++j) {
+    const int64_t k = labels[j].y - first;
+    if (labels[j].y >= 0 && k >= 0 && k < K)
+      z[k * P + j] = -INFINITY;
+  }
+}
+
+// Writes what belongs at the targets; ignored rows are zeros.
+template <class A>
+void mend_tile(const Label* labels, const TilePlace& place, int64_t first, int K, int P,
+               const A* at_target, bool zero_ignored, A* out) {
+  for (int j = 0; j < place.count; ++j) {
+    const int64_t k = labels[j].y - first;
+    if (labels[j].y >= 0 && k >= 0 && k < K)
+      out[k * P + j] = at_target[j];
+    if (zero_ignored && !labels[j].counted)
+      for (int c = 0; c < K; ++c)
+        out[int64_t(c) * P + j] = 0;
+  }
+}
+
+// out = the gradient of the rows, but for the targets' and the ignored.
+template <class A>
+void tile_gradient(const Terms<A>& terms, const TilePiece<A>& piece, const TileRows<A>& rows,
+                   A* out) {
+  affine_across_tile(piece, rows.base, rows.q, out);
+  for (int t = 0; t < terms.count(); ++t)
+    if (terms[t].table->sum == Sum::Dense)
+      terms[t].table->tile_slopes(terms[t].functor, piece, rows.G + t * piece.P, out);
+  scale_tile(piece, rows.scale, out);
+}
+
+// (K, P) arrays of a tile.
+template <class A> struct TileArrays {
+  A *z, *e, *out;
+};
+
+// The thread's memory for tiles.
+template <class A> struct TileMemory {
+  Workspace space;
+  TileRows<A> rows;
+  TileArrays<A> arrays;
+  TileMemory(const TileShape& tile, int terms)
+      : space(Memory::of_thread(),
+              TileRows<A>::bytes(tile.P, terms) + 3 * aligned(tile.elements() * sizeof(A))),
+        rows(space, tile.P, terms),
+        arrays{space.take<A>(tile.elements()), space.take<A>(tile.elements()),
+               space.take<A>(tile.elements())} {}
+};
+
+template <class T> class TileLossJob : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit TileLossJob(const RowLossArgs& args)
+      : args_(args), terms_(args.terms, args.num_terms, static_cast<const A*>(args.term_weights)),
+        read_(args_), tiles_(args.shape), P_(tiles_.tile.P) {
+    for (const Term<A>& term : terms_)
+      dense_ |= term.table->sum == Sum::Dense;
+  }
+
+  int64_t units(int) const override { return tiles_.count(); }
+  int64_t elements_of_unit(int) const override { return P_ * args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    TileMemory<A> memory(tiles_.tile, terms_.count());
+    for (int64_t unit = begin; unit < end; ++unit)
+      run_tile(tiles_.place(unit), memory.rows, memory.arrays);
+  }
+
+private:
+  template <class F> void for_classes(F f) const {
+    for (int64_t k = 0; k < args_.shape.K; k += tiles_.tile.K)
+      f(k);
+  }
+
+  void run_tile(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays) const {
+    open(place, rows);
+    for_classes([&](int64_t k) {
+      bring(place, rows, arrays, k);
+      measure(rows, arrays, k);
+    });
+    normalise_rows(rows);
+    if (dense_)
+      for_classes([&](int64_t k) { add_sums(rows, look_again(place, rows, arrays, k)); });
+    run_heads_of_rows(rows, place);
+    put_results(rows, place);
+    for (int j = 0; j < P_; ++j)
+      rows.gy[j] *= rows.scale[j];
+    if (args_.grad.data || args_.probs.data)
+      for_classes([&](int64_t k) {
+        write(rows, place, arrays.out, k, look_again(place, rows, arrays, k));
+      });
+  }
+
+  void open(const TilePlace& place, TileRows<A>& rows) const {
+    for (int j = 0; j < P_; ++j) {
+      const bool there = j < place.count;
+      const int64_t n = tiles_.row(place, j);
+      rows.labels[j] = there ? read_.label(n) : Label{false, -1};
+      rows.z_y[j] = there ? read_.target_logit(rows.labels[j], n) : A(-INFINITY);
+      rows.scale[j] = rows.labels[j].counted && args_.grad.data ? read_.scale(n) : A(0);
+      rows.m[j] = lowest<A>;
+      rows.mass[j] = rows.total[j] = rows.count[j] = 0;
+      rows.best_z[j] = -INFINITY;
+      rows.best[j] = args_.shape.K - 1;
+    }
+    for (int64_t i = 0; i < int64_t(P_) * terms_.count(); ++i)
+      rows.values[i] = rows.slopes[i] = 0;
+  }
+
+  void bring(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays, int64_t k) const {
+    tiles_.in(args_.logits, place, k, arrays.z);
+    take_targets_out(rows.labels, place, k, tiles_.classes_from(k), P_, arrays.z);
+  }
+
+  // Merges the statistics of some classes, and leaves their e relative to the maximum so far.
+  void measure(TileRows<A>& rows, TileArrays<A>& arrays, int64_t first) const {
+    const int K = tiles_.classes_from(first);
+    for (int j = 0; j < P_; j += lanes<A>) {
+      const V<A> before = load(rows.m + j);
+      V<A> top = before, mass = {}, total = {}, count = {};
+      for (int64_t i = j, k = 0; k < K; ++k, i += P_)
+        top = max<A>(top, load(arrays.z + i));
+      for (int64_t i = j, k = 0; k < K; ++k, i += P_) {
+        const V<A> d = load(arrays.z + i) - top, e = exp_nonpositive<A>(d);
+        const I<A> there = d != A(-INFINITY);
+        store(arrays.e + i, e);
+        mass += e;
+        total += there ? d : fill(A(0));
+        count += there ? fill(A(1)) : fill(A(0));
+      }
+      const V<A> counted = load(rows.count + j);
+      const V<A> shift = counted > A(0) ? before - top : fill(A(0));
+      store(rows.m + j, top);
+      store(rows.mass + j, load(rows.mass + j) * exp_nonpositive<A>(shift) + mass);
+      store(rows.total + j, load(rows.total + j) + counted * shift + total);
+      store(rows.count + j, counted + count);
+    }
+    if (args_.argmax)
+      find_best(rows, arrays.z, first, K);
+  }
+
+  void find_best(TileRows<A>& rows, const A* z, int64_t first, int K) const {
+    for (int k = 0; k < K; ++k)
+      for (int j = 0; j < P_; ++j, ++z)
+        if (*z > rows.best_z[j]) {
+          rows.best_z[j] = *z;
+          rows.best[j] = first + k;
+        }
+  }
+
+  void normalise_rows(TileRows<A>& rows) const {
+    for (int j = 0; j < P_; j += lanes<A>) {
+      const V<A> top = load(rows.m + j), count = load(rows.count + j);
+      const V<A> m_others = count > A(0) ? top : fill(A(-INFINITY));
+      const Softmax<V<A>> s = normalise(m_others, load(rows.mass + j), load(rows.z_y + j));
+      const V<A> shift = count > A(0) ? top - s.m : fill(A(0));
+      store(rows.m + j, s.m);
+      store(rows.log_s + j, s.log_s);
+      store(rows.l_y + j, s.l_y);
+      store(rows.p_y + j, s.p_y);
+      store(rows.rest + j, s.rest);
+      store(rows.total + j, load(rows.total + j) + count * shift);
+      // Classes that are brought again come as p.
+      store(rows.to_p + j, tiles_.at_once() ? exp_nonpositive<A>(shift - s.log_s) : fill(A(1)));
+    }
+  }
+
+  // Some classes for another sweep.
+  TilePiece<A> look_again(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays,
+                          int64_t k) const {
+    const TilePiece<A> piece = {arrays.z,   arrays.e, tiles_.classes_from(k), P_, rows.m,
+                                rows.log_s, rows.to_p};
+    if (!tiles_.at_once()) {
+      bring(place, rows, arrays, k);
+      tile_probabilities(piece, arrays.e);
+    }
+    return piece;
+  }
+
+  void add_sums(TileRows<A>& rows, const TilePiece<A>& piece) const {
+    for (int t = 0; t < terms_.count(); ++t)
+      if (terms_[t].table->sum == Sum::Dense)
+        terms_[t].table->tile_sums(terms_[t].functor, piece, rows.values + t * P_,
+                                   rows.slopes + t * P_);
+  }
+
+  void run_heads_of_rows(TileRows<A>& rows, const TilePlace& place) const {
+    for (int j = 0; j < P_; j += lanes<A>) {
+      const V<A> count = load(rows.count + j), log_s = load(rows.log_s + j);
+      const V<A> sum_l = load(rows.total + j) - count * log_s;
+      auto sum = [&](int t, const A* dense, V<A> affine) -> V<A> {
+        switch (terms_[t].table->sum) {
+        case Sum::Dense:
+          return load(dense + t * P_ + j);
+        case Sum::Affine:
+          return affine;
+        default:
+          return V<A>{};
+        }
+      };
+      V<A> base = {};
+      const Slopes<A> slopes = run_heads(
+          terms_,
+          {load(rows.l_y + j), load(rows.p_y + j), load(rows.rest + j), load(rows.m + j) + log_s,
+           V<A>{}, count},
+          [&](int t) { return sum(t, rows.values, sum_l); },
+          [&](int t) { return sum(t, rows.slopes, count); },
+          [&](int t, V<A> G) {
+            store(rows.G + t * P_ + j, G);
+            if (terms_[t].table->sum == Sum::Affine)
+              base += G;
+          },
+          [&](int t, V<A> loss) { put_term_losses(rows, place, j, t, loss); });
+      store(rows.base + j, base);
+      store(rows.q + j, slopes.q);
+      store(rows.gy + j, slopes.gy);
+      store(rows.loss + j, slopes.loss);
+    }
+  }
+
+  void put_term_losses(const TileRows<A>& rows, const TilePlace& place, int j, int t,
+                       V<A> loss) const {
+    for (int i = 0; args_.term_losses && i < lanes<A> && j + i < place.count; ++i)
+      put(args_.term_losses, tiles_.row(place, j + i) * terms_.count() + t,
+          rows.labels[j + i].counted ? loss[i] : A(0));
+  }
+
+  void put_results(const TileRows<A>& rows, const TilePlace& place) const {
+    const int width = num_stats + terms_.count();
+    for (int j = 0; j < place.count; ++j) {
+      const int64_t n = tiles_.row(place, j);
+      const bool counted = rows.labels[j].counted;
+      put(args_.row_losses, n, counted ? rows.loss[j] : A(0));
+      put(args_.lse, n, rows.m[j] + rows.log_s[j]);
+      put(args_.p_y, n, counted ? rows.p_y[j] : A(0));
+      if (args_.stats) {
+        const A stats[num_stats] = {rows.m[j], rows.log_s[j], rows.gy[j], rows.q[j]};
+        for (int i = 0; i < num_stats; ++i)
+          put(args_.stats, n * width + i, stats[i]);
+        for (int t = 0; t < terms_.count(); ++t)
+          put(args_.stats, n * width + num_stats + t, rows.G[t * P_ + j]);
+      }
+      if (args_.argmax) {
+        const A z_y = rows.z_y[j], z = rows.best_z[j];
+        const int64_t y = rows.labels[j].y, k = rows.best[j];
+        args_.argmax[n] = z_y > z || (z_y == z && y < k) ? y : k;
+      }
+    }
+  }
+
+  void write(TileRows<A>& rows, const TilePlace& place, A* out, int64_t first,
+             const TilePiece<A>& piece) const {
+    if (args_.probs.data) {
+      for (int64_t i = 0; i < int64_t(P_) * piece.K; i += lanes<A>) {
+        const V<A> to_p = load(rows.to_p + i % P_);
+        store(out + i, load(piece.e + i) * to_p);
+      }
+      mend_tile(rows.labels, place, first, piece.K, P_, rows.p_y, false, out);
+      tiles_.out(out, args_.probs, place, first);
+    }
+    if (args_.grad.data) {
+      tile_gradient(terms_, piece, rows, out);
+      mend_tile(rows.labels, place, first, piece.K, P_, rows.gy, true, out);
+      tiles_.out(out, args_.grad, place, first);
+    }
+  }
+
+  const RowLossArgs args_;
+  const Terms<A> terms_;
+  const Reader<T> read_;
+  const Tiles<T> tiles_;
+  const int P_;
+  bool dense_ = false;
+};
+
+// The gradient from a forward pass's statistics.
+template <class T> class TileGradJob : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit TileGradJob(const RowGradArgs& args)
+      : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_), tiles_(args.shape),
+        P_(tiles_.tile.P) {}
+
+  int64_t units(int) const override { return tiles_.count(); }
+  int64_t elements_of_unit(int) const override { return P_ * args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    TileMemory<A> memory(tiles_.tile, terms_.count());
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const TilePlace place = tiles_.place(unit);
+      open(place, memory.rows);
+      for (int64_t k = 0; k < args_.shape.K; k += tiles_.tile.K)
+        write(place, memory.rows, memory.arrays, k);
+    }
+  }
+
+private:
+  void open(const TilePlace& place, TileRows<A>& rows) const {
+    const int count = terms_.count(), width = num_stats + count;
+    for (int j = 0; j < P_; ++j) {
+      const bool there = j < place.count;
+      const int64_t n = tiles_.row(place, there ? j : 0);
+      const A* stats = static_cast<const A*>(args_.stats) + n * width;
+      rows.labels[j] = there ? read_.label(n) : Label{false, -1};
+      rows.scale[j] = rows.labels[j].counted ? read_.scale(n) : A(0);
+      rows.m[j] = stats[0];
+      rows.log_s[j] = stats[1];
+      rows.gy[j] = stats[2] * rows.scale[j];
+      rows.q[j] = stats[3];
+      rows.to_p[j] = 1;
+      rows.base[j] = 0;
+      for (int t = 0; t < count; ++t) {
+        rows.G[t * P_ + j] = stats[num_stats + t];
+        rows.base[j] += terms_[t].table->sum == Sum::Affine ? stats[num_stats + t] : A(0);
+      }
+    }
+  }
+
+  void write(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays, int64_t k) const {
+    const int K = tiles_.classes_from(k);
+    tiles_.in(args_.logits, place, k, arrays.z);
+    take_targets_out(rows.labels, place, k, K, P_, arrays.z);
+    const TilePiece<A> piece = {arrays.z, arrays.e, K, P_, rows.m, rows.log_s, rows.to_p};
+    tile_probabilities(piece, arrays.e);
+    tile_gradient(terms_, piece, rows, arrays.out);
+    mend_tile(rows.labels, place, k, K, P_, rows.gy, true, arrays.out);
+    tiles_.out(arrays.out, args_.grad, place, k);
+  }
+
+  const RowGradArgs args_;
+  const Terms<A> terms_;
+  const Reader<T> read_;
+  const Tiles<T> tiles_;
+  const int P_;
+};
+
+} // namespace anl::cpu

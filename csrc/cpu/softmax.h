@@ -1,0 +1,111 @@
+// The backward pass of softmax. Its forward pass is a loss of no terms that writes probabilities.
+#pragma once
+
+#include "lanes.h"
+#include "rows.h"
+
+namespace anl::cpu {
+
+template <class A> A dot_along(const A* a, const A* b, int n) {
+  V<A> sum[unroll] = {};
+  int i = 0;
+  for (; i + block<A> <= n; i += block<A>)
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u)
+      sum[u] += load(a + i + u * lanes<A>) * load(b + i + u * lanes<A>);
+  A total = sum_across<A>(add_up<A>(sum));
+  for (; i < n; ++i)
+    total += a[i] * b[i];
+  return total;
+}
+
+// grad = p (g - sum p g), row by row.
+template <class T> class SoftmaxBackwardRows : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit SoftmaxBackwardRows(const SoftmaxBackwardArgs& args) : args_(args), cut_(args.shape.K) {}
+
+  int64_t units(int) const override { return args_.shape.rows(); }
+  int64_t elements_of_unit(int) const override { return args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    Workspace space(Memory::of_thread(), Buffers<A>::bytes());
+    Buffers<A> buffers(space);
+    for (int64_t n = begin; n < end; ++n) {
+      double dot = 0;
+      for (int64_t c = 0; c < cut_.count(); ++c) {
+        const int size = cut_.size(c);
+        dot +=
+            dot_along(in(args_.probs, n, c, buffers.z), in(args_.upstream, n, c, buffers.e), size);
+      }
+      for (int64_t c = 0; c < cut_.count(); ++c)
+        write(buffers, n, c, A(dot));
+    }
+    finish_streaming();
+  }
+
+private:
+  T* at(const Rows& rows, int64_t n, int64_t piece) const {
+    return row_of<T>(rows, args_.shape, n) + cut_.start(piece) * rows.cls;
+  }
+  const A* in(const Rows& rows, int64_t n, int64_t piece, A* buffer) const {
+    return bring_in(at(rows, n, piece), rows.cls, cut_.size(piece), buffer);
+  }
+  void write(Buffers<A>& buffers, int64_t n, int64_t piece, A dot) const {
+    const A *p = in(args_.probs, n, piece, buffers.z), *g = in(args_.upstream, n, piece, buffers.e);
+    const int size = cut_.size(piece);
+    for (int i = 0; i < size; ++i)
+      buffers.out[i] = p[i] * (g[i] - dot);
+    bring_out(buffers.out, at(args_.grad, n, piece), args_.grad.cls, size, args_.stream);
+  }
+
+  const SoftmaxBackwardArgs args_;
+  const Cut<A> cut_;
+};
+
+// The same for the rows of tiles.
+template <class T> class SoftmaxBackwardTiles : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit SoftmaxBackwardTiles(const SoftmaxBackwardArgs& args)
+      : args_(args), tiles_(args.shape) {}
+
+  int64_t units(int) const override { return tiles_.count(); }
+  int64_t elements_of_unit(int) const override { return tiles_.tile.P * args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    TileMemory<A> memory(tiles_.tile, 0);
+    for (int64_t unit = begin; unit < end; ++unit)
+      run_tile(tiles_.place(unit), memory.rows.mass, memory.arrays);
+  }
+
+private:
+  void bring(const TilePlace& place, TileArrays<A>& arrays, int64_t k) const {
+    tiles_.in(args_.probs, place, k, arrays.z);
+    tiles_.in(args_.upstream, place, k, arrays.e);
+  }
+  void run_tile(const TilePlace& place, A* dot, TileArrays<A>& arrays) const {
+    const int P = tiles_.tile.P;
+    for (int j = 0; j < P; ++j)
+      dot[j] = 0;
+    for (int64_t first = 0; first < args_.shape.K; first += tiles_.tile.K) {
+      bring(place, arrays, first);
+      for (int64_t i = 0, k = 0; k < tiles_.classes_from(first); ++k)
+        for (int j = 0; j < P; ++j, ++i)
+          dot[j] += arrays.z[i] * arrays.e[i];
+    }
+    for (int64_t first = 0; first < args_.shape.K; first += tiles_.tile.K) {
+      if (!tiles_.at_once())
+        bring(place, arrays, first);
+      for (int64_t i = 0, k = 0; k < tiles_.classes_from(first); ++k)
+        for (int j = 0; j < P; ++j, ++i)
+          arrays.out[i] = arrays.z[i] * (arrays.e[i] - dot[j]);
+      tiles_.out(arrays.out, args_.grad, place, first);
+    }
+  }
+
+  const SoftmaxBackwardArgs args_;
+  const Tiles<T> tiles_;
+};
+
+} // namespace anl::cpu

@@ -1,0 +1,68 @@
+// The terms of one call, ready to run.
+#pragma once
+
+#include "functors.h"
+#include "interface.h"
+
+#include <stdlib.h>
+
+namespace anl::cpu {
+
+template <class A> struct Term {
+  const FunctorTable<A>* table;
+  A weight;
+  alignas(16) char functor[functor_bytes];
+};
+
+template <class A> class Terms {
+public:
+  Terms(const TermSpec* specs, int count, const A* weights)
+      : count_(count), terms_(static_cast<Term<A>*>(malloc(sizeof(Term<A>) * (count + 1)))) {
+    for (int t = 0; t < count; ++t) {
+      Term<A>& term = terms_[t];
+      term.table = &functor_tables<A>[specs[t].functor];
+      term.weight = weights ? weights[t] : A(specs[t].weight);
+      term.table->make(specs[t].scalars, term.functor);
+    }
+  }
+  ~Terms() { free(terms_); }
+  Terms(const Terms&) = delete;
+  Terms& operator=(const Terms&) = delete;
+
+  int count() const { return count_; }
+  const Term<A>& operator[](int t) const { return terms_[t]; }
+  const Term<A>* begin() const { return terms_; }
+  const Term<A>* end() const { return terms_ + count_; }
+
+private:
+  int count_;
+  Term<A>* terms_;
+};
+
+// What the heads of all terms give together: the gradient is gy at the target and, at another
+// class, sum_t G_t phi_t'(l) - q p.
+template <class A> struct Slopes {
+  V<A> loss, gy, q;
+};
+
+// Runs the heads on rows side by side. sums(t) and slopes(t) are the sums of term t over the
+// others; G(t) receives its slope, term_loss(t) its loss.
+template <class A, class Values, class SlopeSums, class PutG, class PutLoss>
+ANL_INLINE Slopes<A> run_heads(const Terms<A>& terms, Target<V<A>> target, Values values,
+                               SlopeSums slopes, PutG put_G, PutLoss put_loss) {
+  V<A> loss = {}, by_target = {}, by_lse = {};
+  for (int t = 0; t < terms.count(); ++t) {
+    const Term<A>& term = terms[t];
+    Head<V<A>> head;
+    target.others = values(t);
+    term.table->head(term.functor, target, &head);
+    loss += term.weight * head.loss;
+    by_target += term.weight * head.c;
+    by_lse += term.weight * (head.h - head.g * slopes(t));
+    put_G(t, term.weight * head.g);
+    put_loss(t, head.loss);
+  }
+  return {loss, by_target * target.rest + by_lse * target.p, by_target - by_lse};
+}
+
+} // namespace anl::cpu

@@ -1,0 +1,35 @@
+// The softmax of a row at its target, from what a sweep over the other classes found. Shared by the
+// CPU and the CUDA kernels.
+#pragma once
+
+#include "math_interface.h"
+
+namespace anl {
+
+// Saved numbers of a row beside one slope for each term: m, log_s, the target's gradient, q.
+constexpr int num_stats = 4;
+
+template <class V> struct Softmax {
+  V m, log_s;       // lse = m + log_s
+  V l_y, p_y, rest; // rest = 1 - p_y, from the others' mass, never from 1 - exp(l_y)
+};
+
+// m_others: the others' maximum; mass: their sum of exp(z - m_others). Guards compare with 0, so
+// that a NaN stays one.
+template <class V> ANL_FN Softmax<V> normalise(V m_others, V mass, V z_y) {
+  using M = Math<V>;
+  const V zero = M::fill(0), one = M::fill(1), nothing = M::fill(-INFINITY);
+  V m = M::select(z_y < m_others, m_others, z_y);
+  m = M::select(m == nothing, zero, m); // no class is there
+  mass = M::select(mass == zero, mass, mass * M::exp(m_others - m));
+  const V d_y = z_y - m, e_y = M::exp(d_y);
+  const auto near = e_y > mass;
+  V larger = M::select(near, e_y, mass);
+  larger = M::select(larger == zero, one, larger);
+  const V tail = M::log1p(M::select(near, mass, e_y) / larger);
+  const V log_s = M::select(near, d_y, M::log(larger)) + tail;
+  const V total = e_y + mass;
+  return {m, log_s, M::select(near, -tail, d_y - log_s), e_y / total, mass / total};
+}
+
+} // namespace anl

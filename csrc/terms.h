@@ -1,0 +1,392 @@
+// The losses as functors: the one place where a loss is named in C++. Shared by the CPU and the
+// CUDA kernels; docs/math.md has the algebra.
+//
+// A functor holds the hyper-parameters of one term, made from its (at most three) scalars. It is
+// generic in V, the value it computes on: a SIMD vector on a CPU, a scalar on a GPU. A is V's
+// element, float or double.
+//
+//   value(l, p), slope(l, p)   the summand phi and its derivative in l, at l = log p
+//   head(target)               one row's loss and slopes, from the target and the row's sum
+//
+// Clamps are selections, so that a NaN comes through; heads never subtract numbers that are close
+// when p_y is near 1.
+#pragma once
+
+#include "math_interface.h"
+
+namespace anl {
+
+enum class Sum { None, Affine, Dense }; // phi is absent; is l; is anything else
+
+// What a head sees of its row. rest is 1 - p, from the mass of the other classes; others is the
+// sum of phi over them, count their number.
+template <class V> struct Target {
+  V l, p, rest, lse, others, count;
+};
+
+// The loss and its slopes: c in l_y, all told; g in the sum; h in lse where it enters by itself.
+template <class V> struct Head {
+  V loss, c, g, h;
+};
+
+// A phi that is intercept + slope * l on an interval: the row's sum is then known without a sweep.
+template <class A> struct Line {
+  bool holds;
+  A intercept, slope;
+};
+
+template <class A> struct Functor {
+  static constexpr Sum sum = Sum::None;
+  // Whether slope(l, p) reads l: else the logits need not be read again for the gradient.
+  static constexpr bool slope_reads_l = false;
+  // Whether value and slope are 0 at l = -inf, p = 0: else absent classes are masked.
+  static constexpr bool vanishes = false;
+
+  template <class V> ANL_FN V value(V l, V p) const { return Math<V>::fill(0); }
+  template <class V> ANL_FN V slope(V l, V p) const { return Math<V>::fill(0); }
+  ANL_FN Line<A> line(A lowest_l, A highest_l) const { return {false, 0, 0}; }
+};
+
+template <class A> struct AffineFunctor : Functor<A> {
+  static constexpr Sum sum = Sum::Affine;
+};
+template <class A> struct DenseFunctor : Functor<A> {
+  static constexpr Sum sum = Sum::Dense;
+};
+
+// ---- pieces ------------------------------------------------------------------------------------
+
+// (1 - p)^gamma. Among very many classes nearly every p is small, where five terms of the binomial
+// series are exact to rounding; elsewhere it is an exponential of a logarithm.
+template <class A> struct ComplementPower {
+  static constexpr int terms = sizeof(A) == 8 ? 8 : 5;
+  A gamma, small, series[terms];
+
+  explicit ComplementPower(double g) : gamma(A(g)), small(A(1.0 / 64 / (g > 1 ? g : 1))) {
+    double coefficient = 1;
+    for (int j = 0; j < terms; ++j) {
+      coefficient *= -(g - j) / (j + 1);
+      series[j] = A(coefficient);
+    }
+  }
+
+  template <class V> ANL_FN V operator()(V p) const {
+    if (Math<V>::all(p < small)) {
+      V sum = Math<V>::fill(series[terms - 1]);
+      for (int j = terms - 2; j >= 0; --j)
+        sum = sum * p + series[j];
+      return sum * p + A(1);
+    }
+    return of_complement(A(1) - p);
+  }
+
+  // x^gamma with a floor under x, so that its logarithm is finite; 0^0 = 1.
+  template <class V> ANL_FN V of_complement(V x) const {
+    return Math<V>::exp(gamma * Math<V>::log(at_least_tiny(x)));
+  }
+
+  template <class V> ANL_FN static V at_least_tiny(V x) {
+    return Math<V>::select(x < A(1e-35), Math<V>::fill(A(1e-35)), x);
+  }
+};
+
+// The slope of -(1-p)^gamma l in l, which tends to 0 as p tends to 1.
+template <class A, class V> ANL_FN V true_focal_slope(V weight, V l, V p, V complement, A gamma) {
+  return weight * (gamma * p * (l / ComplementPower<A>::at_least_tiny(complement)) - A(1));
+}
+
+template <class V, class A = typename Math<V>::Element> ANL_FN V power(V x, A exponent) {
+  return Math<V>::exp(exponent * Math<V>::log(ComplementPower<A>::at_least_tiny(x)));
+}
+
+// v / (v + others), v the target's summand; 1 and flat where both are 0. Compared with the total
+// first: where both are infinite the quotient would be NaN.
+template <class V> ANL_FN Head<V> share(V v, V slope, V others) {
+  using M = Math<V>;
+  const V zero = M::fill(0), one = M::fill(1), total = v + others;
+  const auto empty = total == zero;
+  const V inverse = one / M::select(empty, one, total);
+  const V part = M::select(v == total, one, v * inverse);
+  V rest = M::select(others == total, one, others * inverse);
+  rest = M::select(empty, others * inverse, rest);
+  return {part, slope * rest * inverse, zero - M::select(empty, zero, part) * inverse, zero};
+}
+
+// 1 - v / (v + others), without the subtraction.
+template <class V> ANL_FN Head<V> complement_of_share(V v, V slope, V others) {
+  using M = Math<V>;
+  const V zero = M::fill(0), total = v + others;
+  const Head<V> part = share(v, slope, others);
+  return {others / M::select(total == zero, M::fill(1), total), zero - part.c, zero - part.g, zero};
+}
+
+// A head without a sum.
+template <class V> ANL_FN Head<V> lone(V loss, V c) {
+  return {loss, c, Math<V>::fill(0), Math<V>::fill(0)};
+}
+
+// ---- the terms ---------------------------------------------------------------------------------
+
+template <class A> struct Ce : Functor<A> {
+  explicit Ce(const double*) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return lone(-y.l, Math<V>::fill(-1));
+  }
+};
+
+template <class A> struct CeSmoothed : AffineFunctor<A> {
+  A smoothing;
+  explicit CeSmoothed(const double* s) : smoothing(A(s[0])) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V g = -smoothing / (y.count + A(1));
+    const A kept = A(1) - smoothing;
+    return {g * (y.l + y.others) - kept * y.l, g - kept, g, Math<V>::fill(0)};
+  }
+};
+
+template <class A> struct Nce : AffineFunctor<A> {
+  explicit Nce(const double*) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return share(y.l, Math<V>::fill(1), y.others);
+  }
+};
+
+// Clamps by p, in the sums as in the gradient, so that the gradient of a row needs no logit and
+// still sums to 0. A bound below the smallest normal number stands for that number.
+template <class A> struct Nnce : DenseFunctor<A> {
+  static constexpr bool vanishes = true;
+  A offset, ceiling, lowest_p, highest_p;
+  explicit Nnce(const double* s)
+      : offset(A(s[0])), ceiling(A(s[1])), lowest_p(normal_exp<A>(-s[0])),
+        highest_p(normal_exp<A>(s[1])) {}
+  template <class V> ANL_FN V value(V l, V p) const {
+    const V below_ceiling = Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l);
+    return Math<V>::select(p < lowest_p, Math<V>::fill(0), offset + below_ceiling);
+  }
+  template <class V> ANL_FN V slope(V l, V p) const {
+    const V one_or_above = Math<V>::select(p > highest_p, Math<V>::fill(0), Math<V>::fill(1));
+    return Math<V>::select(p < lowest_p, Math<V>::fill(0), one_or_above);
+  }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return complement_of_share(value(y.l, y.p), slope(y.l, y.p), y.others);
+  }
+  ANL_FN Line<A> line(A lowest_l, A highest_l) const {
+    // Inside by more than l and p may disagree by.
+    const A margin = A(1e-3);
+    return {lowest_l > margin - offset && highest_l < ceiling - margin, offset, A(1)};
+  }
+};
+
+template <class A> struct Fl : Functor<A> {
+  ComplementPower<A> weigh;
+  explicit Fl(const double* s) : weigh(s[0]) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = weigh.of_complement(y.rest);
+    return lone(-weight * y.l, -weight);
+  }
+};
+
+template <class A> struct FlTrue : Fl<A> {
+  using Fl<A>::Fl;
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = this->weigh.of_complement(y.rest);
+    return lone(-weight * y.l, true_focal_slope(weight, y.l, y.p, y.rest, this->weigh.gamma));
+  }
+};
+
+template <class A> struct Nfl : DenseFunctor<A> {
+  ComplementPower<A> weigh;
+  explicit Nfl(const double* s) : weigh(s[0]) {}
+  template <class V> ANL_FN V value(V l, V p) const { return -weigh(p) * l; }
+  template <class V> ANL_FN V slope(V l, V p) const { return -weigh(p); }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = weigh.of_complement(y.rest);
+    return share(-weight * y.l, -weight, y.others);
+  }
+};
+
+template <class A> struct NflTrue : Nfl<A> {
+  static constexpr bool slope_reads_l = true;
+  using Nfl<A>::Nfl;
+  template <class V> ANL_FN V slope(V l, V p) const {
+    return true_focal_slope(this->weigh(p), l, p, A(1) - p, this->weigh.gamma);
+  }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = this->weigh.of_complement(y.rest);
+    const V slope = true_focal_slope(weight, y.l, y.p, y.rest, this->weigh.gamma);
+    return share(-weight * y.l, slope, y.others);
+  }
+};
+
+template <class A> struct Nnfl : DenseFunctor<A> {
+  static constexpr bool vanishes = true;
+  ComplementPower<A> weigh;
+  A lowest_p, largest;
+  explicit Nnfl(const double* s) : weigh(s[0]), lowest_p(normal_exp<A>(-s[1])), largest(A(s[2])) {}
+  template <class V> ANL_FN V value(V l, V p) const { return above(p, largest + weigh(p) * l); }
+  template <class V> ANL_FN V slope(V l, V p) const { return above(p, weigh(p)); }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = weigh.of_complement(y.rest);
+    return complement_of_share(above(y.p, largest + weight * y.l), above(y.p, weight), y.others);
+  }
+  template <class V> ANL_FN V above(V p, V v) const {
+    return Math<V>::select(p < lowest_p, Math<V>::fill(0), v);
+  }
+};
+
+template <class A> struct NnflTrue : Nnfl<A> {
+  static constexpr bool slope_reads_l = true;
+  using Nnfl<A>::Nnfl;
+  template <class V> ANL_FN V slope(V l, V p) const {
+    return this->above(p, -true_focal_slope(this->weigh(p), l, p, A(1) - p, this->weigh.gamma));
+  }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = this->weigh.of_complement(y.rest);
+    const V slope = -true_focal_slope(weight, y.l, y.p, y.rest, this->weigh.gamma);
+    return complement_of_share(this->above(y.p, this->largest + weight * y.l),
+                               this->above(y.p, slope), y.others);
+  }
+};
+
+template <class A> struct Mae : Functor<A> {
+  explicit Mae(const double*) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const { return lone(y.rest, -y.p); }
+};
+
+// 1 - p^q and its slope, with a floor under l.
+template <class A> struct Generalised {
+  A q, floor;
+  explicit Generalised(const double* s) : q(A(s[0])), floor(A(s[1])) {}
+  template <class V> ANL_FN V value(V l) const {
+    return -Math<V>::expm1(q * Math<V>::select(l < floor, Math<V>::fill(floor), l));
+  }
+  template <class V> ANL_FN V slope(V l) const {
+    return Math<V>::select(l < floor, Math<V>::fill(0), -q * Math<V>::exp(q * l));
+  }
+};
+
+template <class A> struct Gce : Functor<A> {
+  Generalised<A> phi;
+  explicit Gce(const double* s) : phi(s) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return lone(phi.value(y.l) / phi.q, phi.slope(y.l) / phi.q);
+  }
+};
+
+template <class A> struct Rce : Functor<A> {
+  A factor;
+  explicit Rce(const double* s) : factor(A(s[0])) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return lone(factor * y.rest, -factor * y.p);
+  }
+};
+
+template <class A> struct RceClamped : DenseFunctor<A> {
+  A factor, lowest_p;
+  explicit RceClamped(const double* s) : factor(A(s[0])), lowest_p(A(s[1])) {}
+  template <class V> ANL_FN V value(V l, V p) const {
+    return factor * Math<V>::select(p < lowest_p, Math<V>::fill(lowest_p), p);
+  }
+  template <class V> ANL_FN V slope(V l, V p) const {
+    return Math<V>::select(p < lowest_p, Math<V>::fill(0), factor * p);
+  }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return {y.others, Math<V>::fill(0), Math<V>::fill(1), Math<V>::fill(0)};
+  }
+};
+
+template <class A> struct Agce : Functor<A> {
+  A a, q;
+  explicit Agce(const double* s) : a(A(s[0])), q(A(s[1])) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    using M = Math<V>;
+    const V top = power(M::fill(a + A(1)), q);
+    const V loss = -top * M::expm1(q * M::log1p(-y.rest / (a + A(1)))) / q;
+    return lone(loss, -power(a + y.p, q - A(1)) * y.p);
+  }
+};
+
+template <class A> struct Aul : Functor<A> {
+  A a, q;
+  explicit Aul(const double* s) : a(A(s[0])), q(A(s[1])) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    using M = Math<V>;
+    const V base = power(M::fill(a - A(1)), q);
+    const V loss = base * M::expm1(q * M::log1p(y.rest / (a - A(1)))) / q;
+    return lone(loss, -power(a - A(1) + y.rest, q - A(1)) * y.p);
+  }
+};
+
+template <class A> struct Ael : Functor<A> {
+  A a;
+  explicit Ael(const double* s) : a(A(s[0])) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V loss = Math<V>::exp(-y.p / a);
+    return lone(loss, -(y.p / a) * loss);
+  }
+};
+
+template <class A> struct Dft : Functor<A> {
+  explicit Dft(const double*) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return lone(-y.p * y.l, -y.p);
+  }
+};
+
+template <class A> struct Ngce : DenseFunctor<A> {
+  static constexpr bool slope_reads_l = true;
+  Generalised<A> phi;
+  explicit Ngce(const double* s) : phi(s) {}
+  template <class V> ANL_FN V value(V l, V p) const { return phi.value(l); }
+  template <class V> ANL_FN V slope(V l, V p) const { return phi.slope(l); }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return share(phi.value(y.l), phi.slope(y.l), y.others);
+  }
+};
+
+template <class A> struct Amse : DenseFunctor<A> {
+  static constexpr bool vanishes = true;
+  A a;
+  explicit Amse(const double* s) : a(A(s[0])) {}
+  template <class V> ANL_FN V value(V l, V p) const { return p * p; }
+  template <class V> ANL_FN V slope(V l, V p) const { return A(2) * p * p; }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V g = A(1) / (y.count + A(1));
+    const V miss = (A(1) - a) - y.rest; // p_y - a
+    return {(y.others + miss * miss) * g, A(2) * y.p * miss * g, g, Math<V>::fill(0)};
+  }
+};
+
+template <class A> struct Zloss : Functor<A> {
+  explicit Zloss(const double*) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return {y.lse * y.lse, Math<V>::fill(0), Math<V>::fill(0), A(2) * y.lse};
+  }
+};
+
+// Every functor under the name that a Python term gives (Term.functor). A kernel knows a term by
+// its place in this list.
+#define ANL_FOR_EACH_FUNCTOR(X)                                                                    \
+  X("ce", Ce)                                                                                      \
+  X("ce_smoothed", CeSmoothed)                                                                     \
+  X("nce", Nce)                                                                                    \
+  X("nnce", Nnce)                                                                                  \
+  X("fl", Fl)                                                                                      \
+  X("fl_true", FlTrue)                                                                             \
+  X("nfl", Nfl)                                                                                    \
+  X("nfl_true", NflTrue)                                                                           \
+  X("nnfl", Nnfl)                                                                                  \
+  X("nnfl_true", NnflTrue)                                                                         \
+  X("mae", Mae)                                                                                    \
+  X("gce", Gce)                                                                                    \
+  X("rce", Rce)                                                                                    \
+  X("rce_clamped", RceClamped)                                                                     \
+  X("agce", Agce)                                                                                  \
+  X("aul", Aul)                                                                                    \
+  X("ael", Ael)                                                                                    \
+  X("dft", Dft)                                                                                    \
+  X("ngce", Ngce)                                                                                  \
+  X("amse", Amse)                                                                                  \
+  X("zloss", Zloss)
+
+} // namespace anl
