@@ -1,0 +1,1 @@
+"""The suite ``rows``: loss and gradient of given logits."""

@@ -1,0 +1,43 @@
+"""From samples to quantiles and ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.results import Quantiles
+
+
+@dataclass
+class Samples:
+    """Durations of one subject, by the round they were taken in."""
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    first_call: float | None = None
+    error: str | None = None
+
+    @property
+    def spent(self) -> float:
+        """Seconds the subject has had."""
+        return sum(self.seconds.values())
+
+
+def quantiles_ms(seconds: Iterable[float]) -> Quantiles:
+    """Quantiles in milliseconds."""
+    values = 1e3 * np.fromiter(seconds, float)
+    low, p10, median, p90 = np.quantile(values, [0, 0.1, 0.5, 0.9]).tolist()
+    return Quantiles(low, p10, median, p90, len(values))
+
+
+def ratio(a: Samples, b: Samples) -> float | None:
+    """Median of a's time over b's, of the rounds that both took part in.
+
+    Both were measured within a moment of each other there, so what slows the machine down for
+    longer than that cancels, as it does not in a ratio of medians.
+    """
+    common = a.seconds.keys() & b.seconds.keys()
+    if not common:
+        return None
+    return float(np.median([a.seconds[i] / b.seconds[i] for i in common]))

@@ -1,0 +1,27 @@
+"""What makes a suite."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.jobs import Job
+from benchmarks.results import Results
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A subcommand: jobs that measure, and tables of what they found."""
+
+    title: str
+    add_arguments: Callable[[ArgumentParser], None]
+    quick: dict[str, Any]
+    """The defaults that ``--quick`` changes."""
+    gate: Callable[[Namespace], Job]
+    """A job that yields checks, all of which have to pass before the others run."""
+    jobs: Callable[[Namespace], list[Job]]
+    """Jobs that yield cases."""
+    render: Callable[[Results], str]
+    """Results as Markdown."""

@@ -1,0 +1,129 @@
+"""Times subjects side by side."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
+
+from benchmarks.results import Measurement
+from benchmarks.samples import Samples, quantiles_ms, ratio
+
+Step = Callable[[], object]
+"""What is timed."""
+Prepare = Callable[[int], Step]
+"""Makes the step on one copy of the inputs, untimed."""
+
+MIN_SAMPLES = 2
+"""Of the slowest subject."""
+MIN_ROUNDS = 10
+OVERDRAFT = 6
+"""The two minima are waited for up to this multiple of the budget."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a case may take."""
+
+    seconds: float
+    max_rounds: int
+
+
+def interleave(subjects: Mapping[str, Prepare], copies: int, budget: Budget) -> dict[str, Samples]:
+    """Time every subject once a round, in an order drawn anew for each round.
+
+    Drawn, not rotated: after a rotation a subject still follows the same neighbour, whose cache
+    and heap it inherits. A subject that has had twice its even share of the time sits out, so
+    that a slow peer does not take the samples of the fast ones. The first call and the first
+    round warm up.
+    """
+    samples = {name: _first_call(prepare) for name, prepare in subjects.items()}
+    draw, turns = random.Random(0), count()
+
+    def run_round(number: int) -> None:
+        alive = [name for name in subjects if samples[name].error is None]
+        for name in draw.sample(alive, len(alive)):
+            copy = next(turns) % copies
+            if _may_run(samples[name], [samples[other] for other in alive]):
+                _take(samples[name], number, subjects[name], copy)
+
+    with _no_collection():
+        run_round(0)
+        for taken in samples.values():
+            taken.seconds.clear()
+        start = perf_counter()
+        for number in range(1, budget.max_rounds + 1):
+            run_round(number)
+            if _finished(samples, number, perf_counter() - start, budget):
+                break
+    return samples
+
+
+def measurements(
+    samples: Mapping[str, Samples], labels: Mapping[str, str], baselines: tuple[str, ...]
+) -> list[Measurement]:
+    """Quantiles of every subject, and its ratios to the baselines."""
+    return [
+        Measurement(name, labels[name], error=taken.error)
+        if taken.error or not taken.seconds
+        else Measurement(
+            name,
+            labels[name],
+            quantiles_ms(taken.seconds.values()),
+            _ratios(taken, {base: samples[base] for base in baselines if base in samples}),
+            None if taken.first_call is None else 1e3 * taken.first_call,
+        )
+        for name, taken in samples.items()
+    ]
+
+
+def one_line(error: BaseException) -> str:
+    """An exception for a table."""
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0]}"[:200]
+
+
+def _ratios(taken: Samples, baselines: dict[str, Samples]) -> dict[str, float]:
+    found = {name: ratio(taken, base) for name, base in baselines.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _first_call(prepare: Prepare) -> Samples:
+    samples = Samples()
+    _take(samples, 0, prepare, 0)
+    samples.first_call = samples.seconds.pop(0, None)
+    return samples
+
+
+def _take(samples: Samples, number: int, prepare: Prepare, copy: int) -> None:
+    try:
+        step = prepare(copy)
+        start = perf_counter()
+        step()
+        samples.seconds[number] = perf_counter() - start
+    except Exception as error:  # a peer that cannot run is a row that says so
+        samples.error = one_line(error)
+
+
+def _may_run(taken: Samples, alive: list[Samples]) -> bool:
+    even_share = sum(other.spent for other in alive) / len(alive)
+    return len(taken.seconds) < MIN_SAMPLES or taken.spent <= 2 * even_share
+
+
+def _finished(samples: dict[str, Samples], rounds: int, elapsed: float, budget: Budget) -> bool:
+    enough = all(s.error or len(s.seconds) >= MIN_SAMPLES for s in samples.values())
+    return elapsed >= budget.seconds * (1 if enough and rounds >= MIN_ROUNDS else OVERDRAFT)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,40 @@
+"""A run written by hand."""
+
+from benchmarks.results import Case, Check, Measurement, Quantiles, Results
+
+SPREAD = Quantiles(1.0, 1.5, 2.0, 4.0, 9)
+
+
+def case(*measurements, table="main", regime="warm", rows=1024, classes=32000, dtype="float32",
+         others=0.0):  # fmt: skip
+    return Case(table, regime, "cpu", rows, classes, dtype, 3.0, list(measurements), others)
+
+
+def measured(subject, **ratios):
+    return Measurement(subject, subject.upper(), SPREAD, ratios, first_call_ms=8.0)
+
+
+def results(*cases, failures=()):
+    return Results(
+        suite="rows",
+        created="2026-01-02T03:04:05+00:00",
+        environment={
+            "machine": {
+                "cpu": "a CPU",
+                "cores": 2,
+                "threads": 2,
+                "isa": "AVX2",
+                "last_level_cache_bytes": 1 << 25,
+                "memory_bytes": 1 << 34,
+                "kernel": "Linux 6",
+                "load_average_before": 0.25,
+            },
+            "versions": {"python": "3.12", "torch": "2.13", "triton": None, "anl_kernels": "0.1"},
+            "git": {"commit": "abc", "dirty": True},
+        },
+        arguments={"shapes": ["1024x32000"], "out": "file.json"},
+        backend="cpu",
+        checks=[Check("loss", 1e-8, 1e-6)],
+        cases=list(cases),
+        failures=list(failures),
+    )
