@@ -156,16 +156,18 @@ template <class A> struct Nce : AffineFunctor<A> {
 template <class A> struct Nnce : DenseFunctor<A> {
   static constexpr bool vanishes = true;
   A offset, ceiling, lowest_p, highest_p;
+  bool bounded; // from above
   explicit Nnce(const double* s)
       : offset(A(s[0])), ceiling(A(s[1])), lowest_p(normal_exp<A>(-s[0])),
-        highest_p(normal_exp<A>(s[1])) {}
+        highest_p(normal_exp<A>(s[1])), bounded(s[1] < 0) {}
   template <class V> ANL_FN V value(V l, V p) const {
-    const V below_ceiling = Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l);
-    return Math<V>::select(p < lowest_p, Math<V>::fill(0), offset + below_ceiling);
+    const V kept = bounded ? Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l) : l;
+    return Math<V>::select(p < lowest_p, Math<V>::fill(0), offset + kept);
   }
   template <class V> ANL_FN V slope(V l, V p) const {
-    const V one_or_above = Math<V>::select(p > highest_p, Math<V>::fill(0), Math<V>::fill(1));
-    return Math<V>::select(p < lowest_p, Math<V>::fill(0), one_or_above);
+    const V one = Math<V>::fill(1), zero = Math<V>::fill(0);
+    const V kept = bounded ? Math<V>::select(p > highest_p, zero, one) : one;
+    return Math<V>::select(p < lowest_p, zero, kept);
   }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
     return complement_of_share(value(y.l, y.p), slope(y.l, y.p), y.others);

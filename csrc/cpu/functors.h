@@ -31,8 +31,16 @@ ANL_INLINE const A* whole_block(const A* z, int at, int n, int y, A absent, A* c
   const int y_here = y - at, left = n - at;
   if (left >= block<A> && (y_here < 0 || y_here >= block<A>))
     return z + at;
-  for (int i = 0; i < block<A>; ++i)
-    copy[i] = i < left && i != y_here ? z[at + i] : absent;
+  if (left >= block<A>) {
+    for (int u = 0; u < unroll; ++u)
+      store(copy + u * lanes<A>, load(z + at + u * lanes<A>));
+  } else {
+    for (int u = 0; u < unroll; ++u)
+      store(copy + u * lanes<A>, fill(absent));
+    memcpy(copy, z + at, left * sizeof(A));
+  }
+  if (y_here >= 0 && y_here < block<A>)
+    copy[y_here] = absent;
   return copy;
 }
 

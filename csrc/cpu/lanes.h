@@ -299,7 +299,7 @@ private:
       const V<A> before = load(rows.m + j);
       V<A> top = before, mass = {}, total = {}, count = {};
       for (int64_t i = j, k = 0; k < K; ++k, i += P_)
-        top = max<A>(top, load(arrays.z + i));
+        top = max<A>(load(arrays.z + i), top);
       for (int64_t i = j, k = 0; k < K; ++k, i += P_) {
         const V<A> d = load(arrays.z + i) - top, e = exp_nonpositive<A>(d);
         const I<A> there = d != A(-INFINITY);

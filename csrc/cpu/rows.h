@@ -66,10 +66,10 @@ public:
 
   const Cut<A>& cut() const { return cut_; }
   int64_t book_bytes() const { return Book<A>::bytes(cut_.count(), terms_.count(), kept()); }
-  void open(Book<A>& book, Workspace& space, int64_t n) const {
+  void take(Book<A>& book, Workspace& space) const {
     book.take(space, cut_.count(), terms_.count(), kept());
-    book.label = read_.label(n);
   }
+  void open(Book<A>& book, int64_t n) const { book.label = read_.label(n); }
 
   // An ignored row of which nothing is asked but zeros is not read.
   bool skips(const Book<A>& book) const {
@@ -287,27 +287,40 @@ public:
   int64_t units(int) const override { return args_.shape.rows(); }
   int64_t elements_of_unit(int) const override { return args_.shape.K; }
 
+  // A row is written while the next one is measured, piece by piece: the one is work for the memory,
+  // the other for the arithmetic.
   void run(int, int64_t begin, int64_t end) override {
-    const int64_t pieces = sweeps_.cut().count();
-    for (int64_t n = begin; n < end; ++n) {
-      Workspace space(Memory::of_thread(), sweeps_.book_bytes() + Buffers<A>::bytes());
-      Buffers<A> buffers(space);
-      Book<A> book;
-      sweeps_.open(book, space, n);
-      if (sweeps_.skips(book)) {
-        sweeps_.write_zeros(n);
-        continue;
+    Workspace space(Memory::of_thread(), 2 * sweeps_.book_bytes() + Buffers<A>::bytes());
+    Buffers<A> buffers(space);
+    Book<A> books[2];
+    sweeps_.take(books[0], space);
+    sweeps_.take(books[1], space);
+    for (int64_t n = begin; n <= end; ++n) {
+      Book<A>&last = books[(n + 1) % 2], &next = books[n % 2];
+      const bool writes = n > begin && !sweeps_.skips(last);
+      if (n < end)
+        sweeps_.open(next, n);
+      const bool measures = n < end && !sweeps_.skips(next);
+      for (int64_t piece = 0; piece < sweeps_.cut().count(); ++piece) {
+        if (writes)
+          sweeps_.write_piece(last, buffers, n - 1, piece);
+        if (measures)
+          sweeps_.measure_piece(next, buffers, n, piece);
       }
-      for (int64_t c = 0; c < pieces; ++c)
-        sweeps_.measure_piece(book, buffers, n, c);
-      sweeps_.normalise_row(book, n);
-      for (int64_t c = 0; c < pieces; ++c)
-        sweeps_.sum_piece(book, buffers, n, c);
-      sweeps_.run_heads_of_row(book, n);
-      for (int64_t c = 0; c < pieces; ++c)
-        sweeps_.write_piece(book, buffers, n, c);
+      if (measures)
+        finish(next, buffers, n);
+      else if (n < end)
+        sweeps_.write_zeros(n);
     }
     finish_streaming();
+  }
+
+private:
+  void finish(Book<A>& book, Buffers<A>& buffers, int64_t n) const {
+    sweeps_.normalise_row(book, n);
+    for (int64_t piece = 0; piece < sweeps_.cut().count(); ++piece)
+      sweeps_.sum_piece(book, buffers, n, piece);
+    sweeps_.run_heads_of_row(book, n);
   }
 
 protected:
@@ -325,7 +338,8 @@ public:
         memory_(new Memory[args.shape.rows()]) {
     for (int64_t n = 0; n < args.shape.rows(); ++n) {
       Workspace space(memory_[n], sweeps_.book_bytes());
-      sweeps_.open(books_[n], space, n);
+      sweeps_.take(books_[n], space);
+      sweeps_.open(books_[n], n);
     }
   }
   ~SplitRowLossJob() override {

@@ -60,8 +60,34 @@ template <class A> ANL_INLINE V<A> load(const A* p) {
 }
 template <class A> ANL_INLINE void store(A* p, V<A> v) { memcpy(p, &v, sizeof v); }
 
-template <class A> ANL_INLINE V<A> max(V<A> a, V<A> b) { return b > a ? b : a; }
-template <class A> ANL_INLINE V<A> min(V<A> a, V<A> b) { return b < a ? b : a; }
+// a where it is greater (less) than b, else b, also where either is NaN: one instruction on x86.
+template <class A> ANL_INLINE V<A> max(V<A> a, V<A> b);
+template <class A> ANL_INLINE V<A> min(V<A> a, V<A> b);
+#if ANL_VECTOR_BYTES == 64
+#define ANL_INTRINSIC(name, suffix) _mm512_##name##_##suffix
+#elif ANL_VECTOR_BYTES == 32
+#define ANL_INTRINSIC(name, suffix) _mm256_##name##_##suffix
+#elif defined(__SSE2__)
+#define ANL_INTRINSIC(name, suffix) _mm_##name##_##suffix
+#endif
+#ifdef ANL_INTRINSIC
+template <> ANL_INLINE V<float> max<float>(V<float> a, V<float> b) {
+  return (V<float>)ANL_INTRINSIC(max, ps)(a, b);
+}
+template <> ANL_INLINE V<float> min<float>(V<float> a, V<float> b) {
+  return (V<float>)ANL_INTRINSIC(min, ps)(a, b);
+}
+template <> ANL_INLINE V<double> max<double>(V<double> a, V<double> b) {
+  return (V<double>)ANL_INTRINSIC(max, pd)(a, b);
+}
+template <> ANL_INLINE V<double> min<double>(V<double> a, V<double> b) {
+  return (V<double>)ANL_INTRINSIC(min, pd)(a, b);
+}
+#undef ANL_INTRINSIC
+#else
+template <class A> ANL_INLINE V<A> max(V<A> a, V<A> b) { return a > b ? a : b; }
+template <class A> ANL_INLINE V<A> min(V<A> a, V<A> b) { return a < b ? a : b; }
+#endif
 
 // Lanes combined pairwise, in a fixed order.
 template <class A, class F> ANL_INLINE A across(V<A> v, F combine) {

@@ -8,7 +8,7 @@ namespace anl::cpu {
 
 // Classes in a piece. A row is always cut at its multiples, so that the results of a row are the
 // same however many threads share it. z and e of a piece fit in the first-level cache.
-template <class A> constexpr int piece_size = 16384 / sizeof(A);
+template <class A> constexpr int piece_size = 8192 / sizeof(A);
 
 // ---- in and out --------------------------------------------------------------------------------
 
@@ -87,16 +87,16 @@ template <class A> void find_range(const A* z, int n, int y, Statistics<A>* resu
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
       const V<A> z_u = load(from + u * lanes<A>);
-      high[u] = max<A>(high[u], z_u);
-      low[u] = min<A>(low[u], z_u);
+      high[u] = max<A>(z_u, high[u]);
+      low[u] = min<A>(z_u, low[u]);
     }
   }
   result->max = max_across<A>(max<A>(max<A>(high[0], high[1]), max<A>(high[2], high[3])));
   result->min = min_across<A>(min<A>(min<A>(low[0], low[1]), min<A>(low[2], low[3])));
 }
 
-// e = exp(z - max), and its sum; also that of z - max. While it computes, it fetches the memory at
-// `next`, of which a block of Bytes belongs to a block of z.
+// e = exp(z - max), and its sum; also that of z - max, which is -inf if a class is not there. While
+// it computes, it fetches the memory at `next`, of which Bytes belong to a block of z.
 template <class A, int Bytes>
 void exponentials(const A* z, int n, int y, A* e, const char* next, Statistics<A>* result) {
   const A top = result->max;
@@ -108,23 +108,35 @@ void exponentials(const A* z, int n, int y, A* e, const char* next, Statistics<A
     for (int byte = 0; byte < Bytes; byte += 64)
       __builtin_prefetch(next + byte);
     next += Bytes;
+    V<A> d[unroll];
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> d = load(from + u * lanes<A>) - top, e_u = exp_nonpositive<A>(d);
+      d[u] = load(from + u * lanes<A>) - top;
+      const V<A> e_u = exp_nonpositive<A>(d[u]);
       store(e + at + u * lanes<A>, e_u);
       mass[u] += e_u;
-      total[u] += d != A(-INFINITY) ? d : fill(A(0));
     }
+    if (from == copy)
+      for (int u = 0; u < unroll; ++u)
+        d[u] = d[u] == A(-INFINITY) ? fill(A(0)) : d[u];
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u)
+      total[u] += d[u];
   }
   result->mass = sum_across<A>(add_up<A>(mass));
   result->total = sum_across<A>(add_up<A>(total));
 }
 
-template <class A> int count_present(const A* z, int n, int y) {
-  int count = 0;
+// The count and total of those that are there, where some class is not.
+template <class A> void count_present(const A* z, int n, int y, Statistics<A>* result) {
+  result->count = 0;
+  double total = 0;
   for (int i = 0; i < n; ++i)
-    count += i != y && z[i] != A(-INFINITY);
-  return count;
+    if (i != y && z[i] != A(-INFINITY)) {
+      result->count += 1;
+      total += z[i] - result->max;
+    }
+  result->total = A(total);
 }
 
 // The statistics of the others, and e. `next` is what will be read from memory after this piece.
@@ -140,7 +152,7 @@ Statistics<A> measure(const A* z, int n, int y, A* e, const T* next) {
   constexpr int bytes = block<A> * sizeof(T);
   exponentials<A, bytes>(z, n, y, e, reinterpret_cast<const char*>(next), &s);
   if (holes)
-    s.count = count_present(z, n, y);
+    count_present(z, n, y, &s);
   return s;
 }
 
@@ -153,7 +165,7 @@ template <class A> bool probabilities(const A* z, int n, int y, A m, A log_s, A*
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
       const V<A> z_u = load(from + u * lanes<A>);
-      least = min<A>(least, z_u);
+      least = min<A>(z_u, least);
       store(p + at + u * lanes<A>, exp_nonpositive<A>((z_u - m) - log_s));
     }
   }
