@@ -10,10 +10,14 @@ namespace anl::cpu {
 constexpr int unroll = 4;
 template <class A> constexpr int block = unroll * lanes<A>;
 
+template <class T> using Accumulator = typename AccumulatorOf<T>::A;
+
 // A contiguous piece of a row: logits z, and e with p = e * to_p. y is the target's place in it, or
-// negative. e is 0 at the target, past n up to a whole block, and at classes that are not there.
-template <class A> struct Piece {
-  const A *z, *e;
+// -1. e is 0 at the target, past n up to a whole block, and at classes that are not there.
+template <class T> struct Piece {
+  using A = Accumulator<T>;
+  const T* z;
+  const A* e;
   int n, y;
   A m, log_s, to_p;
 };
@@ -26,20 +30,17 @@ template <class A> struct TilePiece {
 };
 
 // The block at z[at], or a copy in which the target and what lies past n is replaced by `absent`.
-template <class A>
-ANL_INLINE const A* whole_block(const A* z, int at, int n, int y, A absent, A* copy) {
+template <class T>
+ANL_INLINE const T* whole_block(const T* z, int at, int n, int y, T absent, T* copy) {
+  constexpr int size = block<Accumulator<T>>;
   const int y_here = y - at, left = n - at;
-  if (left >= block<A> && (y_here < 0 || y_here >= block<A>))
+  if (left >= size && (y_here < 0 || y_here >= size))
     return z + at;
-  if (left >= block<A>) {
-    for (int u = 0; u < unroll; ++u)
-      store(copy + u * lanes<A>, load(z + at + u * lanes<A>));
-  } else {
-    for (int u = 0; u < unroll; ++u)
-      store(copy + u * lanes<A>, fill(absent));
-    memcpy(copy, z + at, left * sizeof(A));
-  }
-  if (y_here >= 0 && y_here < block<A>)
+  if (left < size)
+    for (int i = 0; i < size; ++i)
+      copy[i] = absent;
+  memcpy(copy, z + at, (left < size ? left : size) * sizeof(T));
+  if (y_here >= 0 && y_here < size)
     copy[y_here] = absent;
   return copy;
 }
@@ -49,16 +50,18 @@ template <class A> ANL_INLINE V<A> add_up(const V<A> (&part)[unroll]) {
 }
 
 // Sums over the others of phi and of its slope.
-template <class A, class F> void sums_along(const void* functor, const Piece<A>& piece, A* sums) {
+template <class T, class F>
+void sums_along(const void* functor, const Piece<T>& piece, Accumulator<T>* sums) {
+  using A = Accumulator<T>;
   const F f = *static_cast<const F*>(functor);
   V<A> values[unroll] = {}, slopes[unroll] = {};
-  alignas(64) A copy[block<A>];
+  alignas(64) T copy[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
-    const A* z = whole_block<A>(piece.z, at, piece.n, piece.y, A(-INFINITY), copy);
+    const T* z = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
     const A* e = piece.e + at;
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z_u = load(z + u * lanes<A>), p = load(e + u * lanes<A>) * piece.to_p;
+      const V<A> z_u = load_wide(z + u * lanes<A>), p = load(e + u * lanes<A>) * piece.to_p;
       const V<A> l = (z_u - piece.m) - piece.log_s;
       V<A> value = f.value(l, p), slope = f.slope(l, p);
       if (!F::vanishes) {
@@ -74,25 +77,64 @@ template <class A, class F> void sums_along(const void* functor, const Piece<A>&
   sums[1] = sum_across<A>(add_up<A>(slopes));
 }
 
-// grad = start + G slope(l, p), where start is base - q e, or what is in grad already. What this
-// leaves at the target and at absent classes is for the caller to mend.
-template <class A, class F, bool First>
-void slopes_along(const void* functor, const Piece<A>& piece, A base, A q, A G, A* grad) {
+// The gradient at other classes is base + sum_t G_t slope_t(l, p) - q e.
+template <class A> struct Affine {
+  A base, q;
+};
+
+// u-th vector of base - q e + G slope(l, p) in the block at `at`, whose logits are z.
+template <class T, class F, class A = Accumulator<T>>
+ANL_INLINE V<A> gradient_vector(const F& f, const Piece<T>& piece, const Affine<A>& affine, A G,
+                                const T* z, int at) {
+  const V<A> e = load(piece.e + at);
+  V<A> l = {};
+  if (F::slope_reads_l)
+    l = (load_wide(z) - piece.m) - piece.log_s;
+  return affine.base - affine.q * e + G * f.slope(l, e * piece.to_p);
+}
+
+// Storage for the whole gradient of a piece that has one dense term. `past_cache` wants `out` to be
+// aligned to the vectors that are stored. What this leaves at the target is for the caller to mend.
+template <class T, class F>
+void gradient_along(const void* functor, const Piece<T>& piece, Affine<Accumulator<T>> affine,
+                    Accumulator<T> G, T* out, bool past_cache) {
+  using A = Accumulator<T>;
   const F f = *static_cast<const F*>(functor);
-  alignas(64) A copy[block<A>];
+  alignas(64) T copy[block<A>], last[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
-    const A *e = piece.e + at, *z = nullptr;
+    const bool whole = piece.n - at >= block<A>;
+    const T* z = nullptr;
     if (F::slope_reads_l)
-      z = whole_block<A>(piece.z, at, piece.n, piece.y, A(-INFINITY), copy);
+      z = whole ? piece.z + at : whole_block(piece.z, at, piece.n, -1, minus_infinity<T>(), copy);
+    T* to = whole ? out + at : last;
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> e_u = load(e + u * lanes<A>);
+      const V<A> v = gradient_vector<T>(f, piece, affine, G, z + u * lanes<A>, at + u * lanes<A>);
+      store_narrow(to + u * lanes<A>, v, past_cache && whole);
+    }
+    if (!whole)
+      memcpy(out + at, last, (piece.n - at) * sizeof(T));
+  }
+}
+
+// Numbers, for several dense terms: grad += G slope(l, p).
+template <class T, class F>
+void add_slopes_along(const void* functor, const Piece<T>& piece, Accumulator<T> G,
+                      Accumulator<T>* grad) {
+  using A = Accumulator<T>;
+  const F f = *static_cast<const F*>(functor);
+  alignas(64) T copy[block<A>];
+  for (int at = 0; at < piece.n; at += block<A>) {
+    const T* z = nullptr;
+    if (F::slope_reads_l)
+      z = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u) {
+      A* to = grad + at + u * lanes<A>;
       V<A> l = {};
       if (F::slope_reads_l)
-        l = (load(z + u * lanes<A>) - piece.m) - piece.log_s;
-      A* out = grad + at + u * lanes<A>;
-      const V<A> start = First ? base - q * e_u : load(out);
-      store(out, start + G * f.slope(l, e_u * piece.to_p));
+        l = (load_wide(z + u * lanes<A>) - piece.m) - piece.log_s;
+      store(to, load(to) + G * f.slope(l, load(piece.e + at + u * lanes<A>) * piece.to_p));
     }
   }
 }
@@ -129,15 +171,17 @@ void slopes_across_tile(const void* functor, const TilePiece<A>& tile, const A* 
   }
 }
 
-// A functor, as kernels see it.
-template <class A> struct FunctorTable {
+// A functor, as kernels of a storage type see it.
+template <class T> struct FunctorTable {
+  using A = Accumulator<T>;
   Sum sum;
   bool slope_reads_l;
   void (*make)(const double* scalars, void* functor);
   void (*head)(const void* functor, const Target<V<A>>&, Head<V<A>>*);
   Line<A> (*line)(const void* functor, A lowest_l, A highest_l);
-  decltype(&sums_along<A, DenseFunctor<A>>) sums;
-  decltype(&slopes_along<A, DenseFunctor<A>, true>) first_slopes, more_slopes;
+  decltype(&sums_along<T, DenseFunctor<A>>) sums;
+  decltype(&gradient_along<T, DenseFunctor<A>>) gradient;
+  decltype(&add_slopes_along<T, DenseFunctor<A>>) add_slopes;
   decltype(&sums_across_tile<A, DenseFunctor<A>>) tile_sums;
   decltype(&slopes_across_tile<A, DenseFunctor<A>>) tile_slopes;
 };
@@ -157,22 +201,23 @@ template <class A, class F> Line<A> line(const void* functor, A lowest_l, A high
   return static_cast<const F*>(functor)->line(lowest_l, highest_l);
 }
 
-template <class A, class F> constexpr FunctorTable<A> table_of() {
-  FunctorTable<A> table = {F::sum,  F::slope_reads_l, make<A, F>, head<A, F>, line<A, F>,
+template <class T, class F> constexpr FunctorTable<T> table_of() {
+  using A = Accumulator<T>;
+  FunctorTable<T> table = {F::sum,  F::slope_reads_l, make<A, F>, head<A, F>, line<A, F>,
                            nullptr, nullptr,          nullptr,    nullptr,    nullptr};
   if constexpr (F::sum == Sum::Dense) {
-    table.sums = sums_along<A, F>;
-    table.first_slopes = slopes_along<A, F, true>;
-    table.more_slopes = slopes_along<A, F, false>;
+    table.sums = sums_along<T, F>;
+    table.gradient = gradient_along<T, F>;
+    table.add_slopes = add_slopes_along<T, F>;
     table.tile_sums = sums_across_tile<A, F>;
     table.tile_slopes = slopes_across_tile<A, F>;
   }
   return table;
 }
 
-#define ANL_TABLE_ENTRY(name, F) table_of<A, F<A>>(),
-template <class A>
-constexpr FunctorTable<A> functor_tables[] = {ANL_FOR_EACH_FUNCTOR(ANL_TABLE_ENTRY)};
+#define ANL_TABLE_ENTRY(name, F) table_of<T, F<Accumulator<T>>>(),
+template <class T>
+constexpr FunctorTable<T> functor_tables[] = {ANL_FOR_EACH_FUNCTOR(ANL_TABLE_ENTRY)};
 #undef ANL_TABLE_ENTRY
 
 } // namespace anl::cpu

@@ -68,12 +68,8 @@ struct TilePlace {
 template <class T, class A = typename AccumulatorOf<T>::A>
 void bring_tile_in(const T* from, const Rows& rows, int K, int count, int P, A* tile) {
   if (rows.pos == 1) {
-    for (int k = 0; k < K; ++k) {
-      A* to = tile + int64_t(k) * P;
-      const A* line = bring_in(from + k * rows.cls, 1, count, to);
-      if (line != to)
-        memcpy(to, line, count * sizeof(A));
-    }
+    for (int k = 0; k < K; ++k)
+      widen_all(from + k * rows.cls, count, tile + int64_t(k) * P);
   } else {
     for (int j = 0; j < count; ++j)
       for (int k = 0; k < K; ++k)
@@ -88,7 +84,7 @@ template <class T, class A = typename AccumulatorOf<T>::A>
 void bring_tile_out(const A* tile, const Rows& rows, T* to, int K, int count, int P) {
   if (rows.pos == 1) {
     for (int k = 0; k < K; ++k)
-      bring_out(tile + int64_t(k) * P, to + k * rows.cls, 1, count, false);
+      narrow_all(tile + int64_t(k) * P, count, to + k * rows.cls);
   } else {
     for (int j = 0; j < count; ++j)
       for (int k = 0; k < K; ++k)
@@ -199,8 +195,8 @@ void mend_tile(const Label* labels, const TilePlace& place, int64_t first, int K
 }
 
 // out = the gradient of the rows, but for the targets' and the ignored.
-template <class A>
-void tile_gradient(const Terms<A>& terms, const TilePiece<A>& piece, const TileRows<A>& rows,
+template <class T, class A = Accumulator<T>>
+void tile_gradient(const Terms<T>& terms, const TilePiece<A>& piece, const TileRows<A>& rows,
                    A* out) {
   affine_across_tile(piece, rows.base, rows.q, out);
   for (int t = 0; t < terms.count(); ++t)
@@ -233,7 +229,7 @@ public:
   explicit TileLossJob(const RowLossArgs& args)
       : args_(args), terms_(args.terms, args.num_terms, static_cast<const A*>(args.term_weights)),
         read_(args_), tiles_(args.shape), P_(tiles_.tile.P) {
-    for (const Term<A>& term : terms_)
+    for (const Term<T>& term : terms_)
       dense_ |= term.table->sum == Sum::Dense;
   }
 
@@ -446,7 +442,7 @@ private:
   }
 
   const RowLossArgs args_;
-  const Terms<A> terms_;
+  const Terms<T> terms_;
   const Reader<T> read_;
   const Tiles<T> tiles_;
   const int P_;
@@ -508,7 +504,7 @@ private:
   }
 
   const RowGradArgs args_;
-  const Terms<A> terms_;
+  const Terms<T> terms_;
   const Reader<T> read_;
   const Tiles<T> tiles_;
   const int P_;

@@ -38,7 +38,8 @@ public:
     return label.y < 0 ? A(NAN) : A(widen(row(args_.logits, n)[label.y * args_.logits.cls]));
   }
   A scale(int64_t n) const {
-    return static_cast<const A*>(args_.row_scale)[n * args_.scale_stride];
+    const A scale = static_cast<const A*>(args_.row_scale)[n * args_.scale_stride];
+    return scale == scale ? scale : A(NAN); // without a payload: see narrow_vector
   }
 
 private:

@@ -12,9 +12,15 @@
 
 namespace anl::cpu {
 
-// Up to here a row's e is kept from the first sweep for the later ones (1 MiB of floats, about a
-// second-level cache); that of a longer row is computed again, which takes no memory.
-constexpr int64_t kept_classes = 1 << 18;
+// Up to here a row's e is kept from the first sweep for the later ones, 16 MiB of floats for a
+// thread; that of a longer row is computed again, which takes no memory. (128256 and 256000
+// classes: kept, even where it leaves the second-level cache, 0.6 times the time of computing it
+// again.)
+constexpr int64_t kept_classes = 1 << 22;
+
+// Up to here two rows are in work at a time; with longer ones, they would drive each other out of
+// the cache.
+constexpr int64_t paired_classes = 1 << 18;
 
 // What is known of a row; it grows from sweep to sweep.
 template <class A> struct Book {
@@ -47,21 +53,81 @@ template <class A> struct Book {
   }
 };
 
-// A piece's worth of numbers: logits, e, and what goes out.
-template <class A> struct Buffers {
+// A piece's worth of what is not where it can be used: logits and outputs in storage, e, numbers.
+template <class T> struct Buffers {
+  using A = Accumulator<T>;
   static constexpr int64_t size = piece_size<A> + block<A>;
-  A *z, *e, *out;
+  T *z, *out;
+  A *e, *numbers;
   explicit Buffers(Workspace& space)
-      : z(space.take<A>(size)), e(space.take<A>(size)), out(space.take<A>(size)) {}
-  static int64_t bytes() { return 3 * aligned(size * sizeof(A)); }
+      : z(space.take<T>(size)), out(space.take<T>(size)), e(space.take<A>(size)),
+        numbers(space.take<A>(size)) {}
+  static int64_t bytes() { return 2 * aligned(size * sizeof(T)) + 2 * aligned(size * sizeof(A)); }
 };
+
+// Output of a row's piece: written where it belongs, or into a buffer if its stride is not 1.
+template <class T> class Outlet {
+public:
+  Outlet(T* to, int64_t stride, T* buffer, bool stream)
+      : data(stride == 1 ? to : buffer), past_cache(stream && stride == 1 && streamable(to)),
+        to_(to), stride_(stride) {}
+  void close(int n) const {
+    if (stride_ != 1)
+      scatter(data, n, to_, stride_);
+  }
+  T* const data;
+  const bool past_cache;
+
+private:
+  T* to_;
+  int64_t stride_;
+};
+
+// The scaled gradient of a row: gy at the target, else affine + sum_t G_t phi_t'(l) over the terms
+// that are swept, and 0 at holes.
+template <class A> struct RowGradient {
+  Affine<A> affine; // its q is for p
+  A gy;
+  const A* G;
+  const bool* sweep;
+  bool holes;
+};
+
+template <class T, class A = Accumulator<T>>
+void write_gradient(const Terms<T>& terms, const RowGradient<A>& row, const Piece<T>& piece,
+                    A* numbers, const Outlet<T>& out) {
+  const Affine<A> affine = {row.affine.base, row.affine.q * piece.to_p};
+  int swept = 0, last = 0;
+  for (int t = 0; t < terms.count(); ++t)
+    if (row.sweep[t]) {
+      ++swept;
+      last = t;
+    }
+  if (swept == 0) {
+    affine_along(piece, affine, out.data, out.past_cache);
+  } else if (swept == 1) {
+    terms[last].table->gradient(terms[last].functor, piece, affine, row.G[last], out.data,
+                                out.past_cache);
+  } else {
+    affine_along(piece, affine, numbers, false);
+    for (int t = 0; t < terms.count(); ++t)
+      if (row.sweep[t])
+        terms[t].table->add_slopes(terms[t].functor, piece, row.G[t], numbers);
+    narrow_all(numbers, piece.n, out.data, out.past_cache);
+  }
+  if (row.holes)
+    mend_holes(piece.z, piece.n, out.data);
+  if (piece.y >= 0)
+    out.data[piece.y] = narrow<T>(row.gy);
+  out.close(piece.n);
+}
 
 template <class A> A exp_of(A x) { return exp_nonpositive<A>(fill(x))[0]; }
 
 template <class T> class RowSweeps {
 public:
   using A = typename AccumulatorOf<T>::A;
-  RowSweeps(const RowLossArgs& args, const Terms<A>& terms)
+  RowSweeps(const RowLossArgs& args, const Terms<T>& terms)
       : args_(args), terms_(terms), read_(args), cut_(args.shape.K) {}
 
   const Cut<A>& cut() const { return cut_; }
@@ -83,11 +149,12 @@ public:
       zero_out(read_.row(args_.grad, n), args_.grad.cls, args_.shape.K);
   }
 
-  void measure_piece(Book<A>& book, Buffers<A>& buffers, int64_t n, int64_t piece) const {
+  void measure_piece(Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) const {
     const int size = cut_.size(piece), y = cut_.place(book.label.y, piece);
-    const T* from = logits(n, piece);
-    const A* z = bring_in(from, args_.logits.cls, size, buffers.z);
-    book.pieces[piece] = measure(z, size, y, e_of(book, buffers, piece), from + piece_size<A>);
+    const T* from = at(args_.logits, n, piece);
+    const T* z = gathered(from, args_.logits.cls, size, buffers.z);
+    const T* next = args_.logits.cls == 1 ? from + piece_size<A> : nullptr;
+    book.pieces[piece] = measure(z, size, y, e_of(book, buffers, piece), next);
     if (args_.argmax)
       book.best[piece] = first_equal(z, size, y, book.pieces[piece].max);
   }
@@ -120,8 +187,8 @@ public:
       book.sweep[t] = terms_[t].table->sum == Sum::Dense && !line(book, t).holds;
   }
 
-  void sum_piece(Book<A>& book, Buffers<A>& buffers, int64_t n, int64_t piece) const {
-    Piece<A> view = {nullptr, nullptr, 0, 0, 0, 0, 0};
+  void sum_piece(Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) const {
+    Piece<T> view = {};
     for (int t = 0; t < terms_.count(); ++t) {
       if (!book.sweep[t])
         continue;
@@ -166,27 +233,23 @@ public:
       args_.argmax[n] = best_class(book, n);
   }
 
-  void write_piece(Book<A>& book, Buffers<A>& buffers, int64_t n, int64_t piece) const {
-    const int size = cut_.size(piece), y = cut_.place(book.label.y, piece);
-    if (!args_.grad.data && !args_.probs.data)
+  void write_piece(Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) const {
+    const bool grad = args_.grad.data, probs = args_.probs.data;
+    if (!grad && !probs)
       return;
-    const bool zero = args_.grad.data && !book.label.counted;
-    const Piece<A> view = view_of(book, buffers, n, piece, args_.grad.data && reads_logits(book));
-    if (args_.probs.data) {
-      affine_along(view.e, size, A(0), -view.to_p, buffers.out);
-      if (y >= 0)
-        buffers.out[y] = book.softmax.p_y;
-      T* to = at(args_.probs, n, piece);
-      bring_out(buffers.out, to, args_.probs.cls, size, args_.stream);
+    const Piece<T> view = view_of(book, buffers, n, piece, grad && reads_logits(book));
+    if (probs) {
+      const Outlet<T> out = outlet(args_.probs, buffers, n, piece);
+      affine_along(view, {A(0), -view.to_p}, out.data, out.past_cache);
+      if (view.y >= 0)
+        out.data[view.y] = narrow<T>(book.softmax.p_y);
+      out.close(view.n);
     }
-    if (zero) {
-      zero_out(at(args_.grad, n, piece), args_.grad.cls, size);
-    } else if (args_.grad.data) {
-      gradient(book, view, buffers.out);
-      if (y >= 0)
-        buffers.out[y] = book.gy;
-      T* to = at(args_.grad, n, piece);
-      bring_out(buffers.out, to, args_.grad.cls, size, args_.stream);
+    if (grad && book.label.counted) {
+      const RowGradient<A> row = {{book.base, book.q}, book.gy, book.G, book.sweep, book.holes};
+      write_gradient(terms_, row, view, buffers.numbers, outlet(args_.grad, buffers, n, piece));
+    } else if (grad) {
+      zero_out(at(args_.grad, n, piece), args_.grad.cls, view.n);
     }
   }
 
@@ -197,21 +260,26 @@ private:
   T* at(const Rows& rows, int64_t n, int64_t piece) const {
     return read_.row(rows, n) + cut_.start(piece) * rows.cls;
   }
-  const T* logits(int64_t n, int64_t piece) const { return at(args_.logits, n, piece); }
-  A* e_of(const Book<A>& book, Buffers<A>& buffers, int64_t piece) const {
+  Outlet<T> outlet(const Rows& rows, Buffers<T>& buffers, int64_t n, int64_t piece) const {
+    return {at(rows, n, piece), rows.cls, buffers.out, args_.stream};
+  }
+  A* e_of(const Book<A>& book, Buffers<T>& buffers, int64_t piece) const {
     return book.kept_e ? book.kept_e + cut_.start(piece) : buffers.e;
   }
 
   // A piece for another sweep: its e made again if it was not kept.
-  Piece<A> view_of(const Book<A>& book, Buffers<A>& buffers, int64_t n, int64_t piece,
+  Piece<T> view_of(const Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece,
                    bool with_logits) const {
     Statistics<A> s = book.pieces[piece];
     const int size = cut_.size(piece), y = cut_.place(book.label.y, piece);
-    const A *z = nullptr, *e = e_of(book, buffers, piece);
+    const T* z = nullptr;
+    A* e = e_of(book, buffers, piece);
     if (with_logits || !book.kept_e)
-      z = bring_in(logits(n, piece), args_.logits.cls, size, buffers.z);
+      z = gathered(at(args_.logits, n, piece), args_.logits.cls, size, buffers.z);
     if (!book.kept_e)
-      exponentials<A, 0>(z, size, y, buffers.e, nullptr, &s);
+      exponentials<T>(z, size, y, e, nullptr, &s);
+    if (book.holes && z && z != buffers.z) // the gradient may overwrite what says where they are
+      z = static_cast<T*>(memcpy(buffers.z, z, size * sizeof(T)));
     const A m = book.softmax.m, log_s = book.softmax.log_s;
     return {z, e, size, y, m, log_s, exp_of((s.max - m) - log_s)};
   }
@@ -245,23 +313,6 @@ private:
       reads |= book.sweep[t] && terms_[t].table->slope_reads_l;
     return reads;
   }
-  void gradient(const Book<A>& book, const Piece<A>& view, A* out) const {
-    const A q = book.q * view.to_p;
-    bool first = true;
-    for (int t = 0; t < terms_.count(); ++t) {
-      if (!book.sweep[t])
-        continue;
-      const FunctorTable<A>& table = *terms_[t].table;
-      (first ? table.first_slopes : table.more_slopes)(terms_[t].functor, view, book.base, q,
-                                                       book.G[t], out);
-      first = false;
-    }
-    if (first)
-      affine_along(view.e, view.n, book.base, q, out);
-    if (book.holes)
-      mend_holes(view.z, view.n, out);
-  }
-
   int64_t best_class(const Book<A>& book, int64_t n) const {
     int64_t piece = 0;
     for (int64_t c = 1; c < cut_.count(); ++c)
@@ -272,7 +323,7 @@ private:
   }
 
   const RowLossArgs& args_;
-  const Terms<A>& terms_;
+  const Terms<T>& terms_;
   Reader<T> read_;
   Cut<A> cut_;
 };
@@ -287,36 +338,43 @@ public:
   int64_t units(int) const override { return args_.shape.rows(); }
   int64_t elements_of_unit(int) const override { return args_.shape.K; }
 
-  // A row is written while the next one is measured, piece by piece: the one is work for the memory,
-  // the other for the arithmetic.
+  // A row is written while the next one is measured, piece by piece: the one is work for the
+  // memory, the other for the arithmetic (1024 x 32000 float32: 0.9 times the time of one after the
+  // other).
   void run(int, int64_t begin, int64_t end) override {
-    Workspace space(Memory::of_thread(), 2 * sweeps_.book_bytes() + Buffers<A>::bytes());
-    Buffers<A> buffers(space);
+    const bool paired = args_.shape.K <= paired_classes;
+    Workspace space(Memory::of_thread(),
+                    (paired ? 2 : 1) * sweeps_.book_bytes() + Buffers<T>::bytes());
+    Buffers<T> buffers(space);
     Book<A> books[2];
     sweeps_.take(books[0], space);
-    sweeps_.take(books[1], space);
-    for (int64_t n = begin; n <= end; ++n) {
-      Book<A>&last = books[(n + 1) % 2], &next = books[n % 2];
-      const bool writes = n > begin && !sweeps_.skips(last);
-      if (n < end)
-        sweeps_.open(next, n);
-      const bool measures = n < end && !sweeps_.skips(next);
+    if (paired)
+      sweeps_.take(books[1], space);
+    for (int64_t n = begin; n < end; ++n) {
+      Book<A>&book = books[paired ? n % 2 : 0], &last = books[(n + 1) % 2];
+      sweeps_.open(book, n);
       for (int64_t piece = 0; piece < sweeps_.cut().count(); ++piece) {
-        if (writes)
-          sweeps_.write_piece(last, buffers, n - 1, piece);
-        if (measures)
-          sweeps_.measure_piece(next, buffers, n, piece);
+        if (paired && n > begin)
+          write(last, buffers, n - 1, piece);
+        if (!sweeps_.skips(book))
+          sweeps_.measure_piece(book, buffers, n, piece);
       }
-      if (measures)
-        finish(next, buffers, n);
-      else if (n < end)
-        sweeps_.write_zeros(n);
+      finish(book, buffers, n);
+      if (!paired || n + 1 == end)
+        for (int64_t piece = 0; piece < sweeps_.cut().count(); ++piece)
+          write(book, buffers, n, piece);
     }
     finish_streaming();
   }
 
 private:
-  void finish(Book<A>& book, Buffers<A>& buffers, int64_t n) const {
+  void write(Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) const {
+    if (!sweeps_.skips(book))
+      sweeps_.write_piece(book, buffers, n, piece);
+  }
+  void finish(Book<A>& book, Buffers<T>& buffers, int64_t n) const {
+    if (sweeps_.skips(book))
+      return sweeps_.write_zeros(n);
     sweeps_.normalise_row(book, n);
     for (int64_t piece = 0; piece < sweeps_.cut().count(); ++piece)
       sweeps_.sum_piece(book, buffers, n, piece);
@@ -325,7 +383,7 @@ private:
 
 protected:
   const RowLossArgs args_;
-  const Terms<A> terms_;
+  const Terms<T> terms_;
   const RowSweeps<T> sweeps_;
 };
 
@@ -355,8 +413,8 @@ public:
   }
 
   void run(int phase, int64_t begin, int64_t end) override {
-    Workspace space(Memory::of_thread(), Buffers<A>::bytes());
-    Buffers<A> buffers(space);
+    Workspace space(Memory::of_thread(), Buffers<T>::bytes());
+    Buffers<T> buffers(space);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / parts(phase), piece = unit % parts(phase);
       if (!sweeps_.skips(books_[n]))
@@ -374,7 +432,7 @@ private:
   int64_t parts(int phase) const {
     return phase == Normalise || phase == Heads ? 1 : sweeps_.cut().count();
   }
-  void run_unit(Phase phase, Book<A>& book, Buffers<A>& buffers, int64_t n, int64_t piece) {
+  void run_unit(Phase phase, Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) {
     switch (phase) {
     case Measure:
       return sweeps_.measure_piece(book, buffers, n, piece);
@@ -398,22 +456,27 @@ template <class T> class RowGradJob : public Job {
 public:
   using A = typename AccumulatorOf<T>::A;
   explicit RowGradJob(const RowGradArgs& args)
-      : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_), cut_(args.shape.K) {
+      : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_), cut_(args.shape.K),
+        sweep_(new bool[args.num_terms + 1]) {
+    for (int t = 0; t < terms_.count(); ++t)
+      sweep_[t] = terms_[t].table->sum == Sum::Dense;
   }
+  ~RowGradJob() override { delete[] sweep_; }
 
   int64_t units(int) const override { return args_.shape.rows() * cut_.count(); }
   int64_t elements_of_unit(int) const override { return cut_.size(0); }
 
   void run(int, int64_t begin, int64_t end) override {
-    Workspace space(Memory::of_thread(), Buffers<A>::bytes());
-    Buffers<A> buffers(space);
+    Workspace space(Memory::of_thread(), Buffers<T>::bytes() + aligned(terms_.count() * sizeof(A)));
+    Buffers<T> buffers(space);
+    A* G = space.take<A>(terms_.count());
     for (int64_t unit = begin; unit < end; ++unit)
-      write_piece(buffers, unit / cut_.count(), unit % cut_.count());
+      write_piece(buffers, G, unit / cut_.count(), unit % cut_.count());
     finish_streaming();
   }
 
 private:
-  void write_piece(Buffers<A>& buffers, int64_t n, int64_t piece) const {
+  void write_piece(Buffers<T>& buffers, A* G, int64_t n, int64_t piece) const {
     const int64_t first = cut_.start(piece), cls = args_.grad.cls;
     const int size = cut_.size(piece);
     T* to = read_.row(args_.grad, n) + first * cls;
@@ -424,36 +487,24 @@ private:
     const A* stats = static_cast<const A*>(args_.stats) + n * (num_stats + count);
     const A m = stats[0], log_s = stats[1], scale = read_.scale(n);
     const T* from = read_.row(args_.logits, n) + first * args_.logits.cls;
-    const A* z = bring_in(from, args_.logits.cls, size, buffers.z);
-    const bool holes = probabilities(z, size, y, m, log_s, buffers.e);
-    const Piece<A> view = {z, buffers.e, size, y, m, log_s, A(1)};
-    A base = 0;
-    for (int t = 0; t < count; ++t)
-      if (terms_[t].table->sum == Sum::Affine)
-        base += stats[num_stats + t] * scale;
-    bool first_term = true;
+    const T* z = gathered(from, args_.logits.cls, size, buffers.z);
+    RowGradient<A> row = {{A(0), stats[3] * scale}, stats[2] * scale, G, sweep_, false};
+    row.holes = probabilities(z, size, y, m, log_s, buffers.e);
+    if (row.holes && z != buffers.z)
+      z = static_cast<T*>(memcpy(buffers.z, z, size * sizeof(T)));
     for (int t = 0; t < count; ++t) {
-      const FunctorTable<A>& table = *terms_[t].table;
-      if (table.sum != Sum::Dense)
-        continue;
-      (first_term ? table.first_slopes
-                  : table.more_slopes)(terms_[t].functor, view, base, stats[3] * scale,
-                                       stats[num_stats + t] * scale, buffers.out);
-      first_term = false;
+      G[t] = stats[num_stats + t] * scale;
+      row.affine.base += terms_[t].table->sum == Sum::Affine ? G[t] : A(0);
     }
-    if (first_term)
-      affine_along(view.e, size, base, stats[3] * scale, buffers.out);
-    if (holes)
-      mend_holes(z, size, buffers.out);
-    if (y >= 0)
-      buffers.out[y] = stats[2] * scale;
-    bring_out(buffers.out, to, cls, size, args_.stream);
+    write_gradient(terms_, row, {z, buffers.e, size, y, m, log_s, A(1)}, buffers.numbers,
+                   Outlet<T>(to, cls, buffers.out, args_.stream));
   }
 
   const RowGradArgs args_;
-  const Terms<A> terms_;
+  const Terms<T> terms_;
   const Reader<T> read_;
   const Cut<A> cut_;
+  bool* const sweep_;
 };
 
 } // namespace anl::cpu

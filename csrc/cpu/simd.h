@@ -2,6 +2,7 @@
 // allow, and how they meet memory. A is the element, float or double; V<A> a register of them.
 #pragma once
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -188,7 +189,7 @@ template <> ANL_INLINE Half narrow<Half>(float x) {
   return {uint16_t(sign | (bits >> 13))};
 #endif
 }
-template <class T> ANL_INLINE double narrow(double x) { return x; }
+template <class T> ANL_INLINE T narrow(double x) { return x; }
 
 ANL_INLINE V<float> load_wide(const float* p) { return load(p); }
 ANL_INLINE V<double> load_wide(const double* p) { return load(p); }
@@ -222,11 +223,11 @@ template <> struct Narrowed<double> {
 
 ANL_INLINE V<float> narrow_vector(V<float> v, const float*) { return v; }
 ANL_INLINE V<double> narrow_vector(V<double> v, const double*) { return v; }
+// A NaN with a full payload would round to zero here; what kernels compute is either the
+// processor's own NaN or one out of 16 bits.
 ANL_INLINE Halfwords narrow_vector(V<float> v, const BFloat16*) {
   const Words bits = (Words)v;
-  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = v != v ? Words{} + 0x7fc0 : rounded;
-  return __builtin_convertvector(rounded, Halfwords);
+  return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halfwords);
 }
 ANL_INLINE Halfwords narrow_vector(V<float> v, const Half*) {
 #if ANL_VECTOR_BYTES == 64
@@ -262,6 +263,19 @@ ANL_INLINE void stream(void* p, Halfwords v) {
   memcpy(p, &v, sizeof v);
 #endif
 }
+// A vector to storage: past the cache, aligned, or through it.
+template <class T, class Vec> ANL_INLINE void store_narrow(T* to, Vec v, bool past_cache) {
+  const auto narrowed = narrow_vector(v, to);
+  if (past_cache)
+    stream(to, narrowed);
+  else
+    memcpy(to, &narrowed, sizeof narrowed);
+}
+
+template <class T> ANL_INLINE T minus_infinity() {
+  return narrow<T>(typename AccumulatorOf<T>::A(-INFINITY));
+}
+
 // Before another thread may read what was streamed.
 ANL_INLINE void finish_streaming() {
 #if defined(__x86_64__)

@@ -6,17 +6,28 @@
 
 namespace anl::cpu {
 
-template <class A> A dot_along(const A* a, const A* b, int n) {
+template <class T, class A = Accumulator<T>> A dot_along(const T* a, const T* b, int n) {
   V<A> sum[unroll] = {};
   int i = 0;
   for (; i + block<A> <= n; i += block<A>)
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u)
-      sum[u] += load(a + i + u * lanes<A>) * load(b + i + u * lanes<A>);
+      sum[u] += load_wide(a + i + u * lanes<A>) * load_wide(b + i + u * lanes<A>);
   A total = sum_across<A>(add_up<A>(sum));
   for (; i < n; ++i)
-    total += a[i] * b[i];
+    total += widen(a[i]) * widen(b[i]);
   return total;
+}
+
+// out = p (g - dot)
+template <class T, class A = Accumulator<T>>
+void softmax_gradient_along(const T* p, const T* g, A dot, int n, const Outlet<T>& out) {
+  int i = 0;
+  for (; i + lanes<A> <= n; i += lanes<A>)
+    store_narrow(out.data + i, load_wide(p + i) * (load_wide(g + i) - dot), out.past_cache);
+  for (; i < n; ++i)
+    out.data[i] = narrow<T>(widen(p[i]) * (widen(g[i]) - dot));
+  out.close(n);
 }
 
 // grad = p (g - sum p g), row by row.
@@ -29,17 +40,17 @@ public:
   int64_t elements_of_unit(int) const override { return args_.shape.K; }
 
   void run(int, int64_t begin, int64_t end) override {
-    Workspace space(Memory::of_thread(), Buffers<A>::bytes());
-    Buffers<A> buffers(space);
+    Workspace space(Memory::of_thread(), 2 * Buffers<T>::bytes());
+    Buffers<T> for_p(space), for_g(space);
     for (int64_t n = begin; n < end; ++n) {
       double dot = 0;
-      for (int64_t c = 0; c < cut_.count(); ++c) {
-        const int size = cut_.size(c);
-        dot +=
-            dot_along(in(args_.probs, n, c, buffers.z), in(args_.upstream, n, c, buffers.e), size);
-      }
       for (int64_t c = 0; c < cut_.count(); ++c)
-        write(buffers, n, c, A(dot));
+        dot += dot_along(in(args_.probs, n, c, for_p.z), in(args_.upstream, n, c, for_g.z),
+                         cut_.size(c));
+      for (int64_t c = 0; c < cut_.count(); ++c)
+        softmax_gradient_along(
+            in(args_.probs, n, c, for_p.z), in(args_.upstream, n, c, for_g.z), A(dot), cut_.size(c),
+            Outlet<T>(at(args_.grad, n, c), args_.grad.cls, for_p.out, args_.stream));
     }
     finish_streaming();
   }
@@ -48,15 +59,8 @@ private:
   T* at(const Rows& rows, int64_t n, int64_t piece) const {
     return row_of<T>(rows, args_.shape, n) + cut_.start(piece) * rows.cls;
   }
-  const A* in(const Rows& rows, int64_t n, int64_t piece, A* buffer) const {
-    return bring_in(at(rows, n, piece), rows.cls, cut_.size(piece), buffer);
-  }
-  void write(Buffers<A>& buffers, int64_t n, int64_t piece, A dot) const {
-    const A *p = in(args_.probs, n, piece, buffers.z), *g = in(args_.upstream, n, piece, buffers.e);
-    const int size = cut_.size(piece);
-    for (int i = 0; i < size; ++i)
-      buffers.out[i] = p[i] * (g[i] - dot);
-    bring_out(buffers.out, at(args_.grad, n, piece), args_.grad.cls, size, args_.stream);
+  const T* in(const Rows& rows, int64_t n, int64_t piece, T* buffer) const {
+    return gathered(at(rows, n, piece), rows.cls, cut_.size(piece), buffer);
   }
 
   const SoftmaxBackwardArgs args_;

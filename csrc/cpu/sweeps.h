@@ -12,48 +12,42 @@ template <class A> constexpr int piece_size = 8192 / sizeof(A);
 
 // ---- in and out --------------------------------------------------------------------------------
 
-// n elements of storage as numbers, in `buffer` unless they can be read where they are.
-template <class T, class A = typename AccumulatorOf<T>::A>
-const A* bring_in(const T* from, int64_t stride, int n, A* buffer) {
-  if (stride == 1) {
-    if constexpr (sizeof(T) == sizeof(A))
-      return from;
-    int i = 0;
-    for (; i + lanes<A> <= n; i += lanes<A>)
-      store(buffer + i, load_wide(from + i));
-    for (; i < n; ++i)
-      buffer[i] = widen(from[i]);
-    return buffer;
-  }
+// n elements side by side, in `buffer` unless they are.
+template <class T> const T* gathered(const T* from, int64_t stride, int n, T* buffer) {
+  if (stride == 1)
+    return from;
   for (int i = 0; i < n; ++i)
-    buffer[i] = widen(from[i * stride]);
+    buffer[i] = from[i * stride];
   return buffer;
 }
 
-// n numbers to storage; `past_cache` for what will not be read soon: it saves the memory from
-// being fetched before it is overwritten.
-template <class T, class A = typename AccumulatorOf<T>::A>
-void bring_out(const A* from, T* to, int64_t stride, int n, bool past_cache) {
-  if (stride != 1) {
-    for (int i = 0; i < n; ++i)
-      to[i * stride] = narrow<T>(from[i]);
-    return;
-  }
+template <class T> void widen_all(const T* from, int n, Accumulator<T>* to) {
+  constexpr int width = lanes<Accumulator<T>>;
   int i = 0;
-  if (past_cache) {
-    constexpr int width = sizeof(typename Narrowed<T>::Type);
-    for (; i < n && reinterpret_cast<uintptr_t>(to + i) % width; ++i)
-      to[i] = narrow<T>(from[i]);
-    for (; i + lanes<A> <= n; i += lanes<A>)
-      stream(to + i, narrow_vector(load(from + i), to));
-  } else {
-    for (; i + lanes<A> <= n; i += lanes<A>) {
-      const auto v = narrow_vector(load(from + i), to);
-      memcpy(to + i, &v, sizeof v);
-    }
-  }
+  for (; i + width <= n; i += width)
+    store(to + i, load_wide(from + i));
+  for (; i < n; ++i)
+    to[i] = widen(from[i]);
+}
+
+template <class T>
+void narrow_all(const Accumulator<T>* from, int n, T* to, bool past_cache = false) {
+  constexpr int width = lanes<Accumulator<T>>;
+  int i = 0;
+  for (; i + width <= n; i += width)
+    store_narrow(to + i, load(from + i), past_cache);
   for (; i < n; ++i)
     to[i] = narrow<T>(from[i]);
+}
+
+template <class T> void scatter(const T* from, int n, T* to, int64_t stride) {
+  for (int i = 0; i < n; ++i)
+    to[i * stride] = from[i];
+}
+
+// Whether vectors of storage can be streamed to an address.
+template <class T> bool streamable(const T* to) {
+  return reinterpret_cast<uintptr_t>(to) % sizeof(typename Narrowed<T>::Type) == 0;
 }
 
 template <class T> void zero_out(T* to, int64_t stride, int n) {
@@ -75,18 +69,19 @@ template <class A> struct Statistics {
 
 template <class A> constexpr A lowest = sizeof(A) == 8 ? A(-1.7e308) : A(-3.4e38f);
 
-template <class A> void find_range(const A* z, int n, int y, Statistics<A>* result) {
+template <class T, class A = Accumulator<T>>
+void find_range(const T* z, int n, int y, Statistics<A>* result) {
   // Any other class may stand in for what is absent.
-  const A neutral = z[y == 0 && n > 1 ? 1 : 0];
+  const T neutral = z[y == 0 && n > 1 ? 1 : 0];
   V<A> high[unroll], low[unroll];
   for (int u = 0; u < unroll; ++u)
-    high[u] = low[u] = fill(neutral);
-  alignas(64) A copy[block<A>];
+    high[u] = low[u] = fill(A(widen(neutral)));
+  alignas(64) T copy[block<A>];
   for (int at = 0; at < n; at += block<A>) {
-    const A* from = whole_block<A>(z, at, n, y, neutral, copy);
+    const T* from = whole_block(z, at, n, y, neutral, copy);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z_u = load(from + u * lanes<A>);
+      const V<A> z_u = load_wide(from + u * lanes<A>);
       high[u] = max<A>(z_u, high[u]);
       low[u] = min<A>(z_u, low[u]);
     }
@@ -96,22 +91,22 @@ template <class A> void find_range(const A* z, int n, int y, Statistics<A>* resu
 }
 
 // e = exp(z - max), and its sum; also that of z - max, which is -inf if a class is not there. While
-// it computes, it fetches the memory at `next`, of which Bytes belong to a block of z.
-template <class A, int Bytes>
-void exponentials(const A* z, int n, int y, A* e, const char* next, Statistics<A>* result) {
+// it computes, it fetches the memory at `next`, which is null or read after this piece.
+template <class T, class A = Accumulator<T>>
+void exponentials(const T* z, int n, int y, A* e, const T* next, Statistics<A>* result) {
   const A top = result->max;
   V<A> mass[unroll] = {}, total[unroll] = {};
-  alignas(64) A copy[block<A>];
+  alignas(64) T copy[block<A>];
   for (int at = 0; at < n; at += block<A>) {
-    const A* from = whole_block<A>(z, at, n, y, A(-INFINITY), copy);
+    const T* from = whole_block(z, at, n, y, minus_infinity<T>(), copy);
+    if (next)
 #pragma GCC unroll 8
-    for (int byte = 0; byte < Bytes; byte += 64)
-      __builtin_prefetch(next + byte);
-    next += Bytes;
+      for (int i = 0; i < block<A>; i += 64 / sizeof(T))
+        __builtin_prefetch(next + at + i);
     V<A> d[unroll];
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      d[u] = load(from + u * lanes<A>) - top;
+      d[u] = load_wide(from + u * lanes<A>) - top;
       const V<A> e_u = exp_nonpositive<A>(d[u]);
       store(e + at + u * lanes<A>, e_u);
       mass[u] += e_u;
@@ -128,69 +123,87 @@ void exponentials(const A* z, int n, int y, A* e, const char* next, Statistics<A
 }
 
 // The count and total of those that are there, where some class is not.
-template <class A> void count_present(const A* z, int n, int y, Statistics<A>* result) {
+template <class T, class A = Accumulator<T>>
+void count_present(const T* z, int n, int y, Statistics<A>* result) {
   result->count = 0;
   double total = 0;
-  for (int i = 0; i < n; ++i)
-    if (i != y && z[i] != A(-INFINITY)) {
+  for (int i = 0; i < n; ++i) {
+    const A z_i = widen(z[i]);
+    if (i != y && z_i != A(-INFINITY)) {
       result->count += 1;
-      total += z[i] - result->max;
+      total += z_i - result->max;
     }
+  }
   result->total = A(total);
 }
 
 // The statistics of the others, and e. `next` is what will be read from memory after this piece.
-template <class T, class A = typename AccumulatorOf<T>::A>
-Statistics<A> measure(const A* z, int n, int y, A* e, const T* next) {
-  const bool has_target = y >= 0 && y < n;
+template <class T, class A = Accumulator<T>>
+Statistics<A> measure(const T* z, int n, int y, A* e, const T* next) {
+  const bool has_target = y >= 0;
   Statistics<A> s = {lowest<A>, A(INFINITY), 0, 0, n - has_target};
   if (s.count > 0)
-    find_range(z, n, has_target ? y : -1, &s);
+    find_range(z, n, y, &s);
   const bool holes = s.min == A(-INFINITY);
   if (s.max < lowest<A>) // all of them are holes
     s.max = lowest<A>;
-  constexpr int bytes = block<A> * sizeof(T);
-  exponentials<A, bytes>(z, n, y, e, reinterpret_cast<const char*>(next), &s);
+  exponentials(z, n, y, e, next, &s);
   if (holes)
     count_present(z, n, y, &s);
   return s;
 }
 
 // p of a row whose softmax is known, 0 at the target; returns whether a class is not there.
-template <class A> bool probabilities(const A* z, int n, int y, A m, A log_s, A* p) {
-  alignas(64) A copy[block<A>];
+template <class T, class A = Accumulator<T>>
+bool probabilities(const T* z, int n, int y, A m, A log_s, A* p) {
+  alignas(64) T copy[block<A>];
   V<A> least = fill(A(0));
   for (int at = 0; at < n; at += block<A>) {
-    const A* from = whole_block<A>(z, at, n, y, A(-INFINITY), copy);
+    const T* from = whole_block(z, at, n, y, minus_infinity<T>(), copy);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z_u = load(from + u * lanes<A>);
-      least = min<A>(z_u, least);
+      const V<A> z_u = load_wide(from + u * lanes<A>);
+      if (from != copy)
+        least = min<A>(z_u, least);
       store(p + at + u * lanes<A>, exp_nonpositive<A>((z_u - m) - log_s));
     }
+    for (int i = 0; from == copy && i < block<A> && at + i < n; ++i)
+      least[0] = widen(z[at + i]) < least[0] ? widen(z[at + i]) : least[0];
   }
   return min_across<A>(least) == A(-INFINITY);
 }
 
-template <class A> int first_equal(const A* z, int n, int y, A value) {
+template <class T, class A = Accumulator<T>> int first_equal(const T* z, int n, int y, A value) {
   for (int i = 0; i < n; ++i)
-    if (z[i] == value && i != y)
+    if (widen(z[i]) == value && i != y)
       return i;
   return n - 1;
 }
 
 // ---- gradient ----------------------------------------------------------------------------------
 
-// grad = base - q e
-template <class A> void affine_along(const A* e, int n, A base, A q, A* grad) {
-  for (int at = 0; at < n; at += lanes<A>)
-    store(grad + at, base - q * load(e + at));
+// out = base - q e, for no dense term; as gradient_along.
+template <class T, class Out, class A = Accumulator<T>>
+void affine_along(const Piece<T>& piece, Affine<A> affine, Out* out, bool past_cache) {
+  alignas(64) Out last[block<A>];
+  for (int at = 0; at < piece.n; at += block<A>) {
+    const bool whole = piece.n - at >= block<A>;
+    Out* to = whole ? out + at : last;
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u) {
+      const V<A> v = affine.base - affine.q * load(piece.e + at + u * lanes<A>);
+      store_narrow(to + u * lanes<A>, v, past_cache && whole);
+    }
+    if (!whole)
+      memcpy(out + at, last, (piece.n - at) * sizeof(Out));
+  }
 }
 
 // Absent classes have no gradient.
-template <class A> void mend_holes(const A* z, int n, A* grad) {
+template <class T> void mend_holes(const T* z, int n, T* grad) {
   for (int i = 0; i < n; ++i)
-    grad[i] = z[i] == A(-INFINITY) ? A(0) : grad[i];
+    if (widen(z[i]) == -INFINITY)
+      grad[i] = narrow<T>(Accumulator<T>(0));
 }
 
 } // namespace anl::cpu

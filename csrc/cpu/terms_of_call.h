@@ -8,20 +8,23 @@
 
 namespace anl::cpu {
 
-template <class A> struct Term {
-  const FunctorTable<A>* table;
-  A weight;
+template <class T> struct Term {
+  const FunctorTable<T>* table;
+  Accumulator<T> weight;
   alignas(16) char functor[functor_bytes];
 };
 
-template <class A> class Terms {
+template <class T> class Terms {
 public:
+  using A = Accumulator<T>;
   Terms(const TermSpec* specs, int count, const A* weights)
-      : count_(count), terms_(static_cast<Term<A>*>(malloc(sizeof(Term<A>) * (count + 1)))) {
+      : count_(count), terms_(static_cast<Term<T>*>(malloc(sizeof(Term<T>) * (count + 1)))) {
     for (int t = 0; t < count; ++t) {
-      Term<A>& term = terms_[t];
-      term.table = &functor_tables<A>[specs[t].functor];
+      Term<T>& term = terms_[t];
+      term.table = &functor_tables<T>[specs[t].functor];
       term.weight = weights ? weights[t] : A(specs[t].weight);
+      if (term.weight != term.weight)
+        term.weight = NAN; // without a payload: see narrow_vector
       term.table->make(specs[t].scalars, term.functor);
     }
   }
@@ -30,13 +33,13 @@ public:
   Terms& operator=(const Terms&) = delete;
 
   int count() const { return count_; }
-  const Term<A>& operator[](int t) const { return terms_[t]; }
-  const Term<A>* begin() const { return terms_; }
-  const Term<A>* end() const { return terms_ + count_; }
+  const Term<T>& operator[](int t) const { return terms_[t]; }
+  const Term<T>* begin() const { return terms_; }
+  const Term<T>* end() const { return terms_ + count_; }
 
 private:
   int count_;
-  Term<A>* terms_;
+  Term<T>* terms_;
 };
 
 // What the heads of all terms give together: the gradient is gy at the target and, at another
@@ -47,12 +50,13 @@ template <class A> struct Slopes {
 
 // Runs the heads on rows side by side. sums(t) and slopes(t) are the sums of term t over the
 // others; G(t) receives its slope, term_loss(t) its loss.
-template <class A, class Values, class SlopeSums, class PutG, class PutLoss>
-ANL_INLINE Slopes<A> run_heads(const Terms<A>& terms, Target<V<A>> target, Values values,
+template <class T, class Values, class SlopeSums, class PutG, class PutLoss,
+          class A = Accumulator<T>>
+ANL_INLINE Slopes<A> run_heads(const Terms<T>& terms, Target<V<A>> target, Values values,
                                SlopeSums slopes, PutG put_G, PutLoss put_loss) {
   V<A> loss = {}, by_target = {}, by_lse = {};
   for (int t = 0; t < terms.count(); ++t) {
-    const Term<A>& term = terms[t];
+    const Term<T>& term = terms[t];
     Head<V<A>> head;
     target.others = values(t);
     term.table->head(term.functor, target, &head);
