@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anl_kernels import ops
 from anl_kernels.backends import reference
+from anl_kernels.backends.interface import RowOutputs
+from anl_kernels.backends.selection import load_backend
+from anl_kernels.checks import on_plain_cpu
 from anl_kernels.ops import RowSpec
+from anl_kernels.terms import Terms
 
 _kernels = torch.ops.anl_kernels
 
@@ -44,17 +49,9 @@ class RowLossFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the logits for a recomputation, or, in the one-pass form, their gradient."""
-        logits, target, row_scale, term_weights, *spec = inputs
-        ctx.spec = RowSpec(*spec)
-        _, ctx.row_losses, grad, ctx.stats, ctx.term_losses, *_ = output
-        ctx.save_for_backward(logits, target, row_scale, term_weights)
-        ctx.grad = None
-        if ctx.spec.write_grad:
-            ctx.grad = logits.detach() if ctx.spec.inplace else grad
+        """Keep what backward needs."""
+        _keep(ctx, inputs[:4], RowSpec(*inputs[4:]), output)
         ctx.mark_non_differentiable(*output[1:])
-        # Else backward is handed zeros of each output's size, the gradient's among them.
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -66,7 +63,8 @@ class RowLossFunction(torch.autograd.Function):
         if ctx.grad is not None and not differentiable and not any(ctx.needs_input_grad[1:]):
             # Held here any longer, the gradient would be cloned by whoever accumulates it.
             grad, ctx.grad = ctx.grad, None
-            _kernels.scale_(grad, grad_loss, spec.backend)
+            scale_ = ops.scale_ if on_plain_cpu(grad) else _kernels.scale_
+            scale_(grad, grad_loss, spec.backend)
             return grad, *(None,) * (3 + len(spec))
         if spec.write_grad and spec.inplace:
             raise RuntimeError(
@@ -80,6 +78,57 @@ class RowLossFunction(torch.autograd.Function):
             compute, spec = RowGradientFunction.apply, spec._replace(inplace=False)
         grads = compute(*saved, ctx.needs_input_grad[:4], *spec)
         return grads[0], None, *grads[1:], *(None,) * len(spec)
+
+
+class DirectRowLossFunction(torch.autograd.Function):
+    """:class:`RowLossFunction`, for ordinary tensors on a CPU, without the dispatcher.
+
+    ``apply(logits, target, row_scale, term_weights, RowSpec, terms, list)`` returns the loss, and
+    appends the :class:`anl_kernels.backends.interface.RowOutputs` to the list. An operator that is
+    implemented in Python, and every input and output of a Function, cost more than a small kernel:
+    128 x 10 logits take a quarter of the time this way.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        term_weights: Tensor | None,
+        spec: RowSpec,
+        terms: Terms,
+        results: list[RowOutputs],
+    ) -> Tensor:
+        """Call the backend."""
+        if spec.write_grad and spec.inplace:
+            torch.autograd.graph.increment_version(logits)
+        backend = load_backend(spec.backend)
+        request = spec.request_of(terms)
+        outputs = backend.row_loss(logits, target, row_scale, term_weights, request)
+        results.append(outputs)
+        _keep(ctx, (logits, target, row_scale, term_weights), spec, outputs)
+        return outputs.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        """As :meth:`RowLossFunction.backward`."""
+        return *RowLossFunction.backward(ctx, grad_loss)[:4], None, None, None
+
+
+def _keep(
+    ctx: Any, inputs: tuple[Tensor | None, ...], spec: RowSpec, outputs: tuple[Tensor | None, ...]
+) -> None:
+    """Keep the logits for a recomputation, or, in the one-pass form, their gradient."""
+    ctx.spec = spec
+    _, ctx.row_losses, grad, ctx.stats, ctx.term_losses, *_ = outputs
+    ctx.save_for_backward(*inputs)
+    ctx.grad = None
+    if spec.write_grad:
+        logits = inputs[0]
+        ctx.grad = logits.detach() if spec.inplace and logits is not None else grad
+    # Else backward is handed zeros of each output's size, the gradient's among them.
+    ctx.set_materialize_grads(False)
 
 
 class RowGradientFunction(torch.autograd.Function):

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
 
 _check_labels_everywhere = os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
@@ -71,18 +73,25 @@ def check_target(target: Tensor, logits: Tensor) -> None:
     check_device("target", target, logits)
 
 
-def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
     """Raise IndexError naming the first label that is neither a class nor ``ignore_index``.
 
     On a CPU always; elsewhere only on request, since it waits for the device. Not in compiled
     code and functorch transforms, where no value may decide what runs: the row is NaN there.
+
+    Returns:
+        How many labels are not ``ignore_index``, where the check has counted them.
     """
     on_request = target.device.type == "cpu" or _check_labels_everywhere
     if not on_request or not target.numel() or transforming():
-        return
+        return None
+    if on_plain_cpu(target):
+        counted, first = torch.ops.anl_kernels_cpu.scan_labels(target, num_classes, ignore_index)
+        if first < 0:
+            return counted
     outside = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if not outside.any():
-        return
+        return None
     row = tuple(outside.nonzero()[0].tolist())
     index = ", ".join(map(str, row))
     raise IndexError(
@@ -146,6 +155,17 @@ def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
 def transforming() -> bool:
     """Whether the call is being compiled, or is inside a transform of ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def on_plain_cpu(tensor: Tensor) -> bool:
+    """Whether the C++ operators can be called on a tensor with nothing in between to see it."""
+    return (
+        not transforming()
+        and tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, Parameter)
+        and not torch._C._len_torch_dispatch_stack()
+        and library.why_not() is None
+    )
 
 
 def class_dim(logits: Tensor) -> int:

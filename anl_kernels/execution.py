@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anl_kernels.autograd import RowLossFunction
+from anl_kernels.autograd import DirectRowLossFunction, RowLossFunction
 from anl_kernels.backends import reference
-from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.backends.selection import REFERENCE, choose_backend
-from anl_kernels.checks import check_inplace, class_dim, transforming
+from anl_kernels.backends.interface import RowOutputs, accumulator_dtype
+from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
+from anl_kernels.checks import check_inplace, class_dim, on_plain_cpu, transforming
 from anl_kernels.ops import RowSpec
 from anl_kernels.options import Reduction
 from anl_kernels.terms import Terms
@@ -59,9 +59,17 @@ def row_scale_of(
     sample_weight: Tensor | None,
     ignore_index: int,
     reduction: Reduction,
+    num_counted: int | None = None,
 ) -> Tensor:
-    """The factor of each row, or one (0-d) for all: weights over the divisor of the mean."""
+    """The factor of each row, or one (0-d) for all: weights over the divisor of the mean.
+
+    ``num_counted`` is the number of rows that are not ignored, if it is known.
+    """
     acc = accumulator_dtype(logits.dtype)
+    if weight is None and sample_weight is None and num_counted is not None:
+        mean = reduction == "mean"
+        factor = 1 / max(1, num_counted) if mean else 1.0
+        return torch.tensor(factor, dtype=acc, device=logits.device)
     ignored = target == ignore_index
     scale = None
     if weight is not None:
@@ -102,15 +110,17 @@ def _reference(call: Call) -> tuple[Tensor, Aux]:
 
 
 def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
-    logits, shape = call.logits, call.target.shape
+    logits = call.logits
     weights = call.terms.tensor_weights(like=call.row_scale)
     learned = weights is not None and weights.requires_grad and torch.is_grad_enabled()
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     if call.inplace and needs_grad:
         check_inplace(logits)
+    direct = backend == CPU and on_plain_cpu(logits) and on_plain_cpu(call.target)
+    names, params = call.terms.derived(_encode) if direct else _encode(call.terms)
     spec = RowSpec(
-        names=call.terms.names,
-        params=list(call.terms.params),
+        names=names,
+        params=params,
         ignore_index=call.ignore_index,
         backend=backend,
         reduce=call.reduce,
@@ -121,11 +131,23 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
     )
     # Dynamo mistakes the arguments of a Function that no gradient goes through.
     differentiable = needs_grad or learned or call.row_scale.requires_grad
-    bare = torch.compiler.is_compiling() and not differentiable
-    apply = torch.ops.anl_kernels.row_loss if bare else RowLossFunction.apply
-    loss, _, _, _, term_losses, lse, p_y, argmax, probs = apply(
-        logits, call.target, call.row_scale, weights, *spec
-    )
+    if direct:
+        results: list[RowOutputs] = []
+        loss = DirectRowLossFunction.apply(
+            logits, call.target, call.row_scale, weights, spec, call.terms, results
+        )
+        others = results[0][1:]
+    else:
+        bare = torch.compiler.is_compiling() and not differentiable
+        apply = torch.ops.anl_kernels.row_loss if bare else RowLossFunction.apply
+        loss, *others = apply(logits, call.target, call.row_scale, weights, *spec)
+    return loss, _aux_of(call, *others[3:]) if call.aux else Aux()
+
+
+def _aux_of(
+    call: Call, term_losses: Tensor, lse: Tensor, p_y: Tensor, argmax: Tensor, probs: Tensor
+) -> Aux:
+    shape = call.target.shape
     made = {
         "term_losses": lambda: term_losses.t().reshape(len(call.terms), *shape),
         "lse": lambda: lse.view(shape),
@@ -133,7 +155,11 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
         "argmax": lambda: argmax.view(shape),
         "probs": lambda: probs,
     }
-    return loss, Aux(**{name: made[name]() for name in call.aux})
+    return Aux(**{name: made[name]() for name in call.aux})
+
+
+def _encode(terms: Terms) -> tuple[str, list[float]]:
+    return terms.names, list(terms.params)
 
 
 def _one_pass(call: Call, learned_weights: bool) -> bool:

@@ -75,7 +75,7 @@ def robust_loss(
     check_reduction(reduction)
     check_ignore_index(ignore_index)
     num_classes = logits.shape[checks.class_dim(logits)]
-    checks.check_labels_in_range(target, num_classes, ignore_index)
+    num_counted = checks.check_labels_in_range(target, num_classes, ignore_index)
     scaled_terms = as_terms(terms).scaled(class_scale_at(class_scale, num_classes))
     for term in scaled_terms.terms:
         term.check_num_classes(num_classes)
@@ -88,7 +88,9 @@ def robust_loss(
     call = Call(
         logits=logits,
         target=target,
-        row_scale=row_scale_of(logits, target, weight, sample_weight, ignore_index, reduction),
+        row_scale=row_scale_of(
+            logits, target, weight, sample_weight, ignore_index, reduction, num_counted
+        ),
         terms=scaled_terms,
         ignore_index=ignore_index,
         reduce=reduction != "none",

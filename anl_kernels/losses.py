@@ -68,6 +68,8 @@ class RobustLoss(nn.Module):
 
     def _current_terms(self) -> Terms:
         """The terms with the parameters that the module has now; functional_call replaces them."""
+        if not self._parameters:
+            return self.terms
         tensors = tuple(
             getattr(self, f"term_weight_{i}", tensor) for i, tensor in enumerate(self.terms.tensors)
         )

@@ -16,8 +16,8 @@ from torch import Tensor
 from anl_kernels.backends.interface import (
     RowOutputs,
     RowRequest,
-    accumulator_dtype,
     empty_outputs,
+    tensors_only,
 )
 from anl_kernels.backends.layout import empty_like_rows
 from anl_kernels.backends.selection import load_backend
@@ -55,9 +55,14 @@ class RowSpec(NamedTuple):
     @property
     def request(self) -> RowRequest:
         """What a backend is asked."""
+        return self.request_of(self.terms)
+
+    def request_of(self, terms: Terms) -> RowRequest:
+        """What a backend is asked, the terms at hand."""
         return RowRequest(
-            self.terms,
+            terms,
             self.ignore_index,
+            reduce=self.reduce,
             write_grad=self.write_grad,
             inplace=self.inplace,
             write_stats=not self.write_grad,
@@ -70,7 +75,7 @@ _SPEC = (
     "str names, float[] params, int ignore_index, str backend, bool reduce, bool write_grad, "
     "bool inplace, bool aux, bool probs"
 )
-_RETURNS = "(Tensor loss, " + ", ".join(f"Tensor {name}" for name in RowOutputs._fields) + ")"
+_RETURNS = "(" + ", ".join(f"Tensor {name}" for name in RowOutputs._fields) + ")"
 
 
 def _operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -101,18 +106,14 @@ def row_loss(
     options = RowSpec(*spec)
     backend = load_backend(options.backend)
     outputs = backend.row_loss(logits, target, row_scale, term_weights, options.request)
-    scaled = outputs.row_losses.view(target.shape) * row_scale
-    return (scaled.sum() if options.reduce else scaled, *outputs)
+    return tensors_only(outputs, logits)
 
 
 @_fake("row_loss")
 def _fake_row_loss(
     logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
 ) -> tuple[Tensor, ...]:
-    options = RowSpec(*spec)
-    shape = () if options.reduce else target.shape
-    loss = logits.new_empty(shape, dtype=accumulator_dtype(logits.dtype))
-    return (loss, *empty_outputs(logits, target.numel(), options.request))
+    return tuple(empty_outputs(logits, target, RowSpec(*spec).request))
 
 
 @_operator(

@@ -5,8 +5,10 @@
 
 #ifdef __CUDACC__
 #define ANL_FN __host__ __device__ __forceinline__
+#define ANL_RARE_FN __host__ __device__ __noinline__
 #else
 #define ANL_FN inline __attribute__((always_inline))
+#define ANL_RARE_FN __attribute__((noinline, cold)) // keeps the registers of a loop for the loop
 #endif
 
 namespace anl {
@@ -16,6 +18,7 @@ namespace anl {
 // select(c, a, b)   a where c holds, else b; c is what comparing two values gives
 // all(c)            whether c holds everywhere
 // exp, expm1, log, log1p
+// exp_nonpositive   exp for arguments that are at most 0, but for their rounding
 template <class V> struct Math;
 
 // exp(x), but the smallest normal number where that is less: kernels flush smaller ones to 0.

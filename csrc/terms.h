@@ -5,8 +5,9 @@
 // generic in V, the value it computes on: a SIMD vector on a CPU, a scalar on a GPU. A is V's
 // element, float or double.
 //
-//   value(l, p), slope(l, p)   the summand phi and its derivative in l, at l = log p
-//   head(target)               one row's loss and slopes, from the target and the row's sum
+//   both(l, p)    the summand phi and its derivative in l, at l = log p
+//   slope(l, p)   the derivative alone
+//   head(target)  one row's loss and slopes, from the target and the row's sum
 //
 // Clamps are selections, so that a NaN comes through; heads never subtract numbers that are close
 // when p_y is near 1.
@@ -35,6 +36,11 @@ template <class A> struct Line {
   A intercept, slope;
 };
 
+// phi and its derivative.
+template <class V> struct Phi {
+  V value, slope;
+};
+
 template <class A> struct Functor {
   static constexpr Sum sum = Sum::None;
   // Whether slope(l, p) reads l: else the logits need not be read again for the gradient.
@@ -42,8 +48,8 @@ template <class A> struct Functor {
   // Whether value and slope are 0 at l = -inf, p = 0: else absent classes are masked.
   static constexpr bool vanishes = false;
 
-  template <class V> ANL_FN V value(V l, V p) const { return Math<V>::fill(0); }
   template <class V> ANL_FN V slope(V l, V p) const { return Math<V>::fill(0); }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {slope(l, p), slope(l, p)}; }
   ANL_FN Line<A> line(A lowest_l, A highest_l) const { return {false, 0, 0}; }
 };
 
@@ -56,13 +62,14 @@ template <class A> struct DenseFunctor : Functor<A> {
 
 // ---- pieces ------------------------------------------------------------------------------------
 
-// (1 - p)^gamma. Among very many classes nearly every p is small, where five terms of the binomial
-// series are exact to rounding; elsewhere it is an exponential of a logarithm.
+// (1 - p)^gamma. Among very many classes nearly every p is small, where three terms of the binomial
+// series (seven in double) are exact to rounding; elsewhere it is an exponential of a logarithm.
 template <class A> struct ComplementPower {
-  static constexpr int terms = sizeof(A) == 8 ? 8 : 5;
+  static constexpr int terms = sizeof(A) == 8 ? 7 : 3;
   A gamma, small, series[terms];
 
-  explicit ComplementPower(double g) : gamma(A(g)), small(A(1.0 / 64 / (g > 1 ? g : 1))) {
+  explicit ComplementPower(double g)
+      : gamma(A(g)), small(A(1.0 / 64 / (fabs(g) > 1 ? fabs(g) : 1))) {
     double coefficient = 1;
     for (int j = 0; j < terms; ++j) {
       coefficient *= -(g - j) / (j + 1);
@@ -71,13 +78,18 @@ template <class A> struct ComplementPower {
   }
 
   template <class V> ANL_FN V operator()(V p) const {
-    if (Math<V>::all(p < small)) {
-      V sum = Math<V>::fill(series[terms - 1]);
-      for (int j = terms - 2; j >= 0; --j)
-        sum = sum * p + series[j];
-      return sum * p + A(1);
-    }
-    return of_complement(A(1) - p);
+    return is_small(p) ? of_small(p) : of_large(p);
+  }
+
+  template <class V> ANL_RARE_FN V of_large(V p) const { return of_complement(A(1) - p); }
+
+  template <class V> ANL_FN bool is_small(V p) const { return Math<V>::all(p < small); }
+
+  template <class V> ANL_FN V of_small(V p) const {
+    V sum = Math<V>::fill(series[terms - 1]);
+    for (int j = terms - 2; j >= 0; --j)
+      sum = sum * p + series[j];
+    return sum * p + A(1);
   }
 
   // x^gamma with a floor under x, so that its logarithm is finite; 0^0 = 1.
@@ -90,10 +102,29 @@ template <class A> struct ComplementPower {
   }
 };
 
-// The slope of -(1-p)^gamma l in l, which tends to 0 as p tends to 1.
-template <class A, class V> ANL_FN V true_focal_slope(V weight, V l, V p, V complement, A gamma) {
-  return weight * (gamma * p * (l / ComplementPower<A>::at_least_tiny(complement)) - A(1));
-}
+// -(1-p)^gamma l with its true derivative, weight * (gamma p l / (1 - p) - 1), which tends to 0 as
+// p tends to 1.
+template <class A> struct TrueFocal {
+  ComplementPower<A> weigh, weigh_less; // gamma, gamma - 1
+  explicit TrueFocal(double gamma) : weigh(gamma), weigh_less(gamma - 1) {}
+
+  // (1-p)^gamma in `value`, and the derivative.
+  template <class V> ANL_FN Phi<V> operator()(V l, V p) const {
+    if (weigh_less.is_small(p) && weigh.is_small(p)) {
+      const V weight = weigh.of_small(p);
+      return {weight, weigh.gamma * p * l * weigh_less.of_small(p) - weight};
+    }
+    return of_large(l, p);
+  }
+  template <class V> ANL_RARE_FN Phi<V> of_large(V l, V p) const {
+    return at_target(l, p, A(1) - p);
+  }
+  template <class V> ANL_FN Phi<V> at_target(V l, V p, V complement) const {
+    const V weight = weigh.of_complement(complement);
+    const V ratio = l / ComplementPower<A>::at_least_tiny(complement);
+    return {weight, weight * (weigh.gamma * p * ratio - A(1))};
+  }
+};
 
 template <class V, class A = typename Math<V>::Element> ANL_FN V power(V x, A exponent) {
   return Math<V>::exp(exponent * Math<V>::log(ComplementPower<A>::at_least_tiny(x)));
@@ -160,6 +191,7 @@ template <class A> struct Nnce : DenseFunctor<A> {
   explicit Nnce(const double* s)
       : offset(A(s[0])), ceiling(A(s[1])), lowest_p(normal_exp<A>(-s[0])),
         highest_p(normal_exp<A>(s[1])), bounded(s[1] < 0) {}
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {value(l, p), slope(l, p)}; }
   template <class V> ANL_FN V value(V l, V p) const {
     const V kept = bounded ? Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l) : l;
     return Math<V>::select(p < lowest_p, Math<V>::fill(0), offset + kept);
@@ -188,65 +220,85 @@ template <class A> struct Fl : Functor<A> {
   }
 };
 
-template <class A> struct FlTrue : Fl<A> {
-  using Fl<A>::Fl;
+template <class A> struct FlTrue : Functor<A> {
+  TrueFocal<A> focal;
+  explicit FlTrue(const double* s) : focal(s[0]) {}
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    const V weight = this->weigh.of_complement(y.rest);
-    return lone(-weight * y.l, true_focal_slope(weight, y.l, y.p, y.rest, this->weigh.gamma));
+    const Phi<V> f = focal.at_target(y.l, y.p, y.rest);
+    return lone(-f.value * y.l, f.slope);
   }
 };
 
 template <class A> struct Nfl : DenseFunctor<A> {
   ComplementPower<A> weigh;
   explicit Nfl(const double* s) : weigh(s[0]) {}
-  template <class V> ANL_FN V value(V l, V p) const { return -weigh(p) * l; }
   template <class V> ANL_FN V slope(V l, V p) const { return -weigh(p); }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const {
+    const V weight = weigh(p);
+    return {-weight * l, -weight};
+  }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
     const V weight = weigh.of_complement(y.rest);
     return share(-weight * y.l, -weight, y.others);
   }
 };
 
-template <class A> struct NflTrue : Nfl<A> {
+template <class A> struct NflTrue : DenseFunctor<A> {
   static constexpr bool slope_reads_l = true;
-  using Nfl<A>::Nfl;
-  template <class V> ANL_FN V slope(V l, V p) const {
-    return true_focal_slope(this->weigh(p), l, p, A(1) - p, this->weigh.gamma);
+  TrueFocal<A> focal;
+  explicit NflTrue(const double* s) : focal(s[0]) {}
+  template <class V> ANL_FN V slope(V l, V p) const { return focal(l, p).slope; }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const {
+    const Phi<V> f = focal(l, p);
+    return {-f.value * l, f.slope};
   }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    const V weight = this->weigh.of_complement(y.rest);
-    const V slope = true_focal_slope(weight, y.l, y.p, y.rest, this->weigh.gamma);
-    return share(-weight * y.l, slope, y.others);
+    const Phi<V> f = focal.at_target(y.l, y.p, y.rest);
+    return share(-f.value * y.l, f.slope, y.others);
   }
 };
 
-template <class A> struct Nnfl : DenseFunctor<A> {
+// What the forms of NNFL share: largest + (1-p)^gamma l where p is not clamped, else nothing.
+template <class A> struct NnflClamp : DenseFunctor<A> {
   static constexpr bool vanishes = true;
-  ComplementPower<A> weigh;
   A lowest_p, largest;
-  explicit Nnfl(const double* s) : weigh(s[0]), lowest_p(normal_exp<A>(-s[1])), largest(A(s[2])) {}
-  template <class V> ANL_FN V value(V l, V p) const { return above(p, largest + weigh(p) * l); }
-  template <class V> ANL_FN V slope(V l, V p) const { return above(p, weigh(p)); }
-  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    const V weight = weigh.of_complement(y.rest);
-    return complement_of_share(above(y.p, largest + weight * y.l), above(y.p, weight), y.others);
-  }
+  explicit NnflClamp(const double* s) : lowest_p(normal_exp<A>(-s[1])), largest(A(s[2])) {}
   template <class V> ANL_FN V above(V p, V v) const {
     return Math<V>::select(p < lowest_p, Math<V>::fill(0), v);
   }
+  template <class V> ANL_FN Phi<V> clamped(V l, V p, V weight, V slope) const {
+    return {above(p, largest + weight * l), above(p, slope)};
+  }
 };
 
-template <class A> struct NnflTrue : Nnfl<A> {
-  static constexpr bool slope_reads_l = true;
-  using Nnfl<A>::Nnfl;
-  template <class V> ANL_FN V slope(V l, V p) const {
-    return this->above(p, -true_focal_slope(this->weigh(p), l, p, A(1) - p, this->weigh.gamma));
+template <class A> struct Nnfl : NnflClamp<A> {
+  ComplementPower<A> weigh;
+  explicit Nnfl(const double* s) : NnflClamp<A>(s), weigh(s[0]) {}
+  template <class V> ANL_FN V slope(V l, V p) const { return this->above(p, weigh(p)); }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const {
+    const V weight = weigh(p);
+    return this->clamped(l, p, weight, weight);
   }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    const V weight = this->weigh.of_complement(y.rest);
-    const V slope = -true_focal_slope(weight, y.l, y.p, y.rest, this->weigh.gamma);
-    return complement_of_share(this->above(y.p, this->largest + weight * y.l),
-                               this->above(y.p, slope), y.others);
+    const V weight = weigh.of_complement(y.rest);
+    const Phi<V> u = this->clamped(y.l, y.p, weight, weight);
+    return complement_of_share(u.value, u.slope, y.others);
+  }
+};
+
+template <class A> struct NnflTrue : NnflClamp<A> {
+  static constexpr bool slope_reads_l = true;
+  TrueFocal<A> focal;
+  explicit NnflTrue(const double* s) : NnflClamp<A>(s), focal(s[0]) {}
+  template <class V> ANL_FN V slope(V l, V p) const { return this->above(p, -focal(l, p).slope); }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const {
+    const Phi<V> f = focal(l, p);
+    return this->clamped(l, p, f.value, -f.slope);
+  }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const Phi<V> f = focal.at_target(y.l, y.p, y.rest);
+    const Phi<V> u = this->clamped(y.l, y.p, f.value, -f.slope);
+    return complement_of_share(u.value, u.slope, y.others);
   }
 };
 
@@ -259,11 +311,19 @@ template <class A> struct Mae : Functor<A> {
 template <class A> struct Generalised {
   A q, floor;
   explicit Generalised(const double* s) : q(A(s[0])), floor(A(s[1])) {}
-  template <class V> ANL_FN V value(V l) const {
-    return -Math<V>::expm1(q * Math<V>::select(l < floor, Math<V>::fill(floor), l));
-  }
   template <class V> ANL_FN V slope(V l) const {
-    return Math<V>::select(l < floor, Math<V>::fill(0), -q * Math<V>::exp(q * l));
+    return slope_of(l, Math<V>::exp_nonpositive(q * l));
+  }
+  template <class V> ANL_FN Phi<V> both(V l) const {
+    const V x = q * Math<V>::select(l < floor, Math<V>::fill(floor), l);
+    const V power = Math<V>::exp_nonpositive(x);
+    // 1 - exp(x) has lost digits only where x is close to 0.
+    const V value = Math<V>::all(x < A(-0.5)) ? A(1) - power : near_one(x);
+    return {value, slope_of(l, power)};
+  }
+  template <class V> ANL_RARE_FN V near_one(V x) const { return -Math<V>::expm1(x); }
+  template <class V> ANL_FN V slope_of(V l, V power) const {
+    return Math<V>::select(l < floor, Math<V>::fill(0), -q * power);
   }
 };
 
@@ -271,7 +331,8 @@ template <class A> struct Gce : Functor<A> {
   Generalised<A> phi;
   explicit Gce(const double* s) : phi(s) {}
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    return lone(phi.value(y.l) / phi.q, phi.slope(y.l) / phi.q);
+    const Phi<V> f = phi.both(y.l);
+    return lone(f.value / phi.q, f.slope / phi.q);
   }
 };
 
@@ -286,8 +347,8 @@ template <class A> struct Rce : Functor<A> {
 template <class A> struct RceClamped : DenseFunctor<A> {
   A factor, lowest_p;
   explicit RceClamped(const double* s) : factor(A(s[0])), lowest_p(A(s[1])) {}
-  template <class V> ANL_FN V value(V l, V p) const {
-    return factor * Math<V>::select(p < lowest_p, Math<V>::fill(lowest_p), p);
+  template <class V> ANL_FN Phi<V> both(V l, V p) const {
+    return {factor * Math<V>::select(p < lowest_p, Math<V>::fill(lowest_p), p), slope(l, p)};
   }
   template <class V> ANL_FN V slope(V l, V p) const {
     return Math<V>::select(p < lowest_p, Math<V>::fill(0), factor * p);
@@ -339,10 +400,11 @@ template <class A> struct Ngce : DenseFunctor<A> {
   static constexpr bool slope_reads_l = true;
   Generalised<A> phi;
   explicit Ngce(const double* s) : phi(s) {}
-  template <class V> ANL_FN V value(V l, V p) const { return phi.value(l); }
   template <class V> ANL_FN V slope(V l, V p) const { return phi.slope(l); }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return phi.both(l); }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    return share(phi.value(y.l), phi.slope(y.l), y.others);
+    const Phi<V> f = phi.both(y.l);
+    return share(f.value, f.slope, y.others);
   }
 };
 
@@ -350,8 +412,8 @@ template <class A> struct Amse : DenseFunctor<A> {
   static constexpr bool vanishes = true;
   A a;
   explicit Amse(const double* s) : a(A(s[0])) {}
-  template <class V> ANL_FN V value(V l, V p) const { return p * p; }
   template <class V> ANL_FN V slope(V l, V p) const { return A(2) * p * p; }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {p * p, slope(l, p)}; }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
     const V g = A(1) / (y.count + A(1));
     const V miss = (A(1) - a) - y.rest; // p_y - a

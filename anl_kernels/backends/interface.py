@@ -39,6 +39,8 @@ class RowRequest(NamedTuple):
 
     terms: Terms
     ignore_index: int
+    reduce: bool = True
+    """One loss, the sum over rows; else one for each row."""
     write_grad: bool = False
     """The gradient, times ``row_scale``."""
     inplace: bool = False
@@ -52,8 +54,10 @@ class RowRequest(NamedTuple):
 
 
 class RowOutputs(NamedTuple):
-    """Results for N rows; a tensor that was not asked for has no elements."""
+    """Results for N rows. What was not asked for is None, or a tensor without elements."""
 
+    loss: Tensor
+    """The losses of rows times ``row_scale``, of the target's shape, or their sum."""
     row_losses: Tensor
     """(N,), unscaled; 0 for an ignored row."""
     grad: Tensor
@@ -72,9 +76,17 @@ class RowOutputs(NamedTuple):
     """Shape of the logits."""
 
 
-def empty_outputs(logits: Tensor, num_rows: int, request: RowRequest) -> RowOutputs:
+def scaled_loss(
+    row_losses: Tensor, target: Tensor, row_scale: Tensor, request: RowRequest
+) -> Tensor:
+    """``RowOutputs.loss`` out of the losses of rows."""
+    scaled = row_losses.view(target.shape) * row_scale
+    return scaled.sum() if request.reduce else scaled
+
+
+def empty_outputs(logits: Tensor, target: Tensor, request: RowRequest) -> RowOutputs:
     """The outputs to be filled: also what a fake kernel answers."""
-    acc = accumulator_dtype(logits.dtype)
+    acc, num_rows = accumulator_dtype(logits.dtype), target.numel()
     T = len(request.terms)
 
     def rows(wanted: bool, *shape: int, dtype: torch.dtype = acc) -> Tensor:
@@ -84,6 +96,7 @@ def empty_outputs(logits: Tensor, num_rows: int, request: RowRequest) -> RowOutp
         return empty_like_rows(logits) if wanted else logits.new_empty((0,))
 
     return RowOutputs(
+        loss=logits.new_empty(() if request.reduce else target.shape, dtype=acc),
         row_losses=rows(True),
         grad=like_logits(request.write_grad and not request.inplace),
         stats=rows(request.write_stats, NUM_STATS + T),
@@ -92,6 +105,16 @@ def empty_outputs(logits: Tensor, num_rows: int, request: RowRequest) -> RowOutp
         p_y=rows(request.aux),
         argmax=rows(request.aux, dtype=torch.int64),
         probs=like_logits(request.probs),
+    )
+
+
+def tensors_only(outputs: RowOutputs, logits: Tensor) -> tuple[Tensor, ...]:
+    """The outputs with an empty tensor for every None: what an operator may return."""
+    dtypes = {"grad": logits.dtype, "probs": logits.dtype, "argmax": torch.int64}
+    acc = accumulator_dtype(logits.dtype)
+    return tuple(
+        logits.new_empty((0,), dtype=dtypes.get(name, acc)) if tensor is None else tensor
+        for name, tensor in outputs._asdict().items()
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anl_kernels.terms.row import Row
 
 Weight = float | Tensor
+_T = TypeVar("_T")
 
 REGISTRY: dict[str, type[Term]] = {}
 """Every term class by name; filled by defining the class."""
@@ -156,6 +157,17 @@ class Terms:
     def __repr__(self) -> str:
         """As it would be written: ``5.0 * NCE() + 5.0 * NNCE(min_prob=1e-07, prob_max=1.0)``."""
         return " + ".join(f"{_show(weight)} * {term!r}" for weight, term in self)
+
+    def derived(self, compute: Callable[[Terms], _T]) -> _T:
+        """What ``compute`` makes of this sum, kept with it.
+
+        To look a sum up by its hash would cost more than a small kernel. Not for code that Dynamo
+        traces.
+        """
+        kept = self.__dict__.setdefault("_derived", {})
+        if compute not in kept:
+            kept[compute] = compute(self)
+        return kept[compute]
 
     def scaled(self, class_scale: float) -> Terms:
         """The same sum with its normalised terms multiplied by ``class_scale``."""

@@ -63,14 +63,13 @@ void sums_along(const void* functor, const Piece<T>& piece, Accumulator<T>* sums
     for (int u = 0; u < unroll; ++u) {
       const V<A> z_u = load_wide(z + u * lanes<A>), p = load(e + u * lanes<A>) * piece.to_p;
       const V<A> l = (z_u - piece.m) - piece.log_s;
-      V<A> value = f.value(l, p), slope = f.slope(l, p);
+      Phi<V<A>> phi = f.both(l, p);
       if (!F::vanishes) {
         const I<A> there = z_u != A(-INFINITY);
-        value = there ? value : fill(A(0));
-        slope = there ? slope : fill(A(0));
+        phi = {there ? phi.value : fill(A(0)), there ? phi.slope : fill(A(0))};
       }
-      values[u] += value;
-      slopes[u] += slope;
+      values[u] += phi.value;
+      slopes[u] += phi.slope;
     }
   }
   sums[0] = sum_across<A>(add_up<A>(values));
@@ -149,8 +148,9 @@ void sums_across_tile(const void* functor, const TilePiece<A>& tile, A* values, 
     for (int64_t i = j, k = 0; k < tile.K; ++k, i += tile.P) {
       const V<A> z = load(tile.z + i), l = (z - m) - log_s, p = load(tile.e + i) * to_p;
       const I<A> there = z != A(-INFINITY);
-      S += there ? f.value(l, p) : fill(A(0));
-      D += there ? f.slope(l, p) : fill(A(0));
+      const Phi<V<A>> phi = f.both(l, p);
+      S += there ? phi.value : fill(A(0));
+      D += there ? phi.slope : fill(A(0));
     }
     store(values + j, S);
     store(slopes + j, D);
@@ -186,7 +186,7 @@ template <class T> struct FunctorTable {
   decltype(&slopes_across_tile<A, DenseFunctor<A>>) tile_slopes;
 };
 
-constexpr int functor_bytes = 128;
+constexpr int functor_bytes = 256;
 
 template <class A, class F> void make(const double* scalars, void* functor) {
   static_assert(sizeof(F) <= functor_bytes, "grow functor_bytes");

@@ -10,7 +10,7 @@ namespace {
 
 // Rows up to this long go side by side in tiles even where their classes are neighbours: what is
 // done once for a row would cost more than its classes.
-constexpr int64_t short_row = 64;
+constexpr int64_t short_row = 192;
 
 // Split rows only when a thread has several pieces to do.
 constexpr int64_t split_from = 1 << 15;

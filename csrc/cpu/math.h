@@ -94,6 +94,8 @@ template <class A> struct VectorMath {
   static ANL_INLINE Vec select(I<A> c, Vec a, Vec b) { return c ? a : b; }
   static ANL_INLINE bool all(I<A> c) { return cpu::all(c); }
 
+  static ANL_INLINE Vec exp_nonpositive(Vec x) { return cpu::exp_nonpositive<A>(x); }
+
   static ANL_INLINE Vec exp(Vec x) {
     x = x < C::vanishing ? fill(C::vanishing) : x;
     x = x > C::highest ? fill(C::highest) : x;

@@ -28,8 +28,15 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr int scalars_of_term = 3;
 // Elements that are worth waking a thread for.
 constexpr int64_t grain_elements = 1 << 14;
-// Outputs from here on pass the cache by: they would drive everything else out of it.
-constexpr int64_t stream_bytes = int64_t(1) << 23;
+// Outputs from here on pass the cache by, which saves fetching what is overwritten: where they are
+// large, and rows are long enough that the incomplete lines at their ends do not matter.
+constexpr int64_t stream_bytes = int64_t(1) << 23, stream_row_bytes = int64_t(1) << 14;
+
+bool streams(const Tensor& logits) {
+  const int64_t classes = logits.size(logits.dim() == 1 ? 0 : 1);
+  return int64_t(logits.nbytes()) >= stream_bytes &&
+         classes * int64_t(logits.element_size()) >= stream_row_bytes;
+}
 
 Type type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -69,9 +76,9 @@ View view_of(const Tensor& tensor) {
   return {{tensor.size(0), tensor.size(1), M}, {tensor.data_ptr(), batch, cls, pos}};
 }
 
-Rows rows_of(const Tensor& tensor) { return tensor.numel() ? view_of(tensor).rows : Rows{}; }
+Rows rows_of(const Tensor& tensor) { return tensor.defined() ? view_of(tensor).rows : Rows{}; }
 
-void* data_of(const Tensor& tensor) { return tensor.numel() ? tensor.data_ptr() : nullptr; }
+void* data_of(const Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; }
 
 std::vector<TermSpec> terms_of(at::IntArrayRef functors, at::ArrayRef<double> numbers) {
   TORCH_CHECK(numbers.size() == functors.size() * (1 + scalars_of_term));
@@ -132,52 +139,102 @@ void fill_in(RowArgs& args, const Tensor& logits, const Tensor& target, const Te
   args.scale_stride = row_scale.numel() == 1 ? 0 : 1;
   args.terms = terms.data();
   args.num_terms = int(terms.size());
-  args.stream = int64_t(logits.nbytes()) >= stream_bytes;
+  args.stream = streams(logits);
 }
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// The losses of rows times their scale, or the sum of that, in double precision and in order.
+template <class A>
+Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRef shape,
+                   bool reduce) {
+  const A *losses = row_losses.const_data_ptr<A>(), *scales = scale.const_data_ptr<A>();
+  const int64_t N = row_losses.numel(), stride = scale.numel() == 1 ? 0 : 1;
+  Tensor result = at::empty(reduce ? at::IntArrayRef() : shape, row_losses.options());
+  A* out = result.mutable_data_ptr<A>();
+  double sum = 0;
+  for (int64_t n = 0; n < N; ++n) {
+    const A scaled = losses[n] * scales[n * stride];
+    if (reduce)
+      sum += scaled;
+    else
+      out[n] = scaled;
+  }
+  if (reduce)
+    *out = A(sum);
+  return result;
+}
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // See Backend.row_loss and RowOutputs in anl_kernels/backends/interface.py.
 Outputs row_loss(const Tensor& given, const Tensor& target, const Tensor& row_scale,
                  const OptionalTensor& term_weights, at::IntArrayRef functors,
-                 at::ArrayRef<double> numbers, int64_t ignore_index, bool write_grad, bool inplace,
-                 bool write_stats, bool aux, bool probs) {
+                 at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,
+                 bool inplace, bool write_stats, bool aux, bool probs) {
   const Tensor logits = readable(given), labels = target.contiguous();
   const Tensor scale = row_scale.contiguous();
   const Tensor weights = term_weights ? term_weights->contiguous() : Tensor();
   const int64_t N = target.numel(), T = int64_t(functors.size());
   const auto per_row = logits.options().dtype(scale.scalar_type());
+  // Undefined, None in Python, where it is not wanted.
   auto rows = [&](bool wanted, at::IntArrayRef shape) {
-    return at::empty(wanted ? shape : at::IntArrayRef({0}), per_row);
+    return wanted ? at::empty(shape, per_row) : Tensor();
   };
-  auto like_logits = [&](bool wanted) {
-    return wanted ? empty_like_rows(given) : at::empty({0}, logits.options());
-  };
-  const Outputs outputs = {rows(true, {N}),
-                           like_logits(write_grad && !inplace),
-                           rows(write_stats, {N, num_stats + T}),
-                           rows(aux, {N, T}),
-                           rows(aux, {N}),
-                           rows(aux, {N}),
-                           at::empty({aux ? N : 0}, logits.options().dtype(at::kLong)),
-                           like_logits(probs)};
-  if (logits.numel() == 0)
+  auto like_logits = [&](bool wanted) { return wanted ? empty_like_rows(given) : Tensor(); };
+  Outputs outputs = {Tensor(),
+                     rows(true, {N}),
+                     like_logits(write_grad && !inplace),
+                     rows(write_stats, {N, num_stats + T}),
+                     rows(aux, {N, T}),
+                     rows(aux, {N}),
+                     rows(aux, {N}),
+                     aux ? at::empty({N}, logits.options().dtype(at::kLong)) : Tensor(),
+                     like_logits(probs)};
+  auto finish = [&] {
+    const Tensor& losses = std::get<1>(outputs);
+    std::get<0>(outputs) = losses.scalar_type() == at::kDouble
+                               ? scaled_loss<double>(losses, scale, target.sizes(), reduce)
+                               : scaled_loss<float>(losses, scale, target.sizes(), reduce);
     return outputs;
+  };
+  if (logits.numel() == 0)
+    return finish();
 
   const std::vector<TermSpec> terms = terms_of(functors, numbers);
   RowLossArgs args;
   fill_in(args, logits, labels, scale, terms, ignore_index);
   args.term_weights = weights.defined() ? weights.data_ptr() : nullptr;
-  args.grad = rows_of(write_grad && inplace ? given : std::get<1>(outputs));
-  args.row_losses = data_of(std::get<0>(outputs));
-  args.stats = data_of(std::get<2>(outputs));
-  args.term_losses = data_of(std::get<3>(outputs));
-  args.lse = data_of(std::get<4>(outputs));
-  args.p_y = data_of(std::get<5>(outputs));
-  args.argmax = static_cast<int64_t*>(data_of(std::get<6>(outputs)));
-  args.probs = rows_of(std::get<7>(outputs));
+  args.grad = rows_of(write_grad && inplace ? given : std::get<2>(outputs));
+  args.stream = args.stream && args.grad.data != args.logits.data; // what was just read is cached
+  args.row_losses = data_of(std::get<1>(outputs));
+  args.stats = data_of(std::get<3>(outputs));
+  args.term_losses = data_of(std::get<4>(outputs));
+  args.lse = data_of(std::get<5>(outputs));
+  args.p_y = data_of(std::get<6>(outputs));
+  args.argmax = static_cast<int64_t*>(data_of(std::get<7>(outputs)));
+  args.probs = rows_of(std::get<8>(outputs));
   run(kernels->row_loss(args, at::get_num_threads()));
-  return outputs;
+  return finish();
+}
+
+template <class Y>
+std::tuple<int64_t, int64_t> scan(const Tensor& target, int64_t K, int64_t ignore_index) {
+  const Y* y = target.const_data_ptr<Y>();
+  const int64_t N = target.numel();
+  int64_t counted = 0, outside = -1;
+  for (int64_t n = 0; n < N; ++n) {
+    const bool counts = y[n] != ignore_index;
+    counted += counts;
+    if (counts && (y[n] < 0 || y[n] >= K) && outside < 0)
+      outside = n;
+  }
+  return {counted, outside};
+}
+
+// The number of labels that are not ignored, and the first that is no class, or -1.
+std::tuple<int64_t, int64_t> scan_labels(const Tensor& target, int64_t K, int64_t ignore_index) {
+  const Tensor labels = target.contiguous();
+  return labels.scalar_type() == at::kInt ? scan<int32_t>(labels, K, ignore_index)
+                                          : scan<int64_t>(labels, K, ignore_index);
 }
 
 // See Backend.row_grad.
@@ -192,6 +249,7 @@ void row_grad_into(const Tensor& grad, const Tensor& given, const Tensor& target
   RowGradArgs args;
   fill_in(args, logits, labels, scale, terms, ignore_index);
   args.grad = rows_of(grad);
+  args.stream = args.stream && args.grad.data != args.logits.data;
   args.stats = saved.data_ptr();
   run(kernels->row_grad(args));
 }
@@ -206,7 +264,7 @@ Tensor softmax(const Tensor& given) {
   args.shape = view.shape;
   args.logits = view.rows;
   args.probs = rows_of(probs);
-  args.stream = int64_t(logits.nbytes()) >= stream_bytes;
+  args.stream = streams(logits);
   run(kernels->row_loss(args, at::get_num_threads()));
   return probs;
 }
@@ -217,18 +275,18 @@ Tensor softmax_backward(const Tensor& given_upstream, const Tensor& given_probs)
   if (probs.numel() == 0)
     return grad;
   const View view = view_of(probs);
-  SoftmaxBackwardArgs args = {type_of(probs),    view.shape,
-                              rows_of(upstream), view.rows,
-                              rows_of(grad),     int64_t(probs.nbytes()) >= stream_bytes};
+  SoftmaxBackwardArgs args = {type_of(probs), view.shape,    rows_of(upstream),
+                              view.rows,      rows_of(grad), streams(probs)};
   run(kernels->softmax_backward(args));
   return grad;
 }
 
 TORCH_LIBRARY(anl_kernels_cpu, library) {
   library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-              "int[] functors, float[] numbers, int ignore_index, bool write_grad, bool inplace, "
-              "bool write_stats, bool aux, bool probs) -> "
-              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+              "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
+              "bool inplace, bool write_stats, bool aux, bool probs) -> "
+              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("scan_labels(Tensor target, int num_classes, int ignore_index) -> (int, int)");
   library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
               "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");
   library.def("softmax(Tensor logits) -> Tensor");
@@ -238,6 +296,7 @@ TORCH_LIBRARY(anl_kernels_cpu, library) {
 
 TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("row_loss", row_loss);
+  library.impl("scan_labels", scan_labels);
   library.impl("row_grad_into", row_grad_into);
   library.impl("softmax", softmax);
   library.impl("softmax_backward", softmax_backward);

@@ -25,11 +25,12 @@ constexpr int64_t paired_classes = 1 << 18;
 // What is known of a row; it grows from sweep to sweep.
 template <class A> struct Book {
   Statistics<A>* pieces;
-  A* dense;    // (pieces, terms, 2): sums of phi and of its slope
-  A* kept_e;   // (K,) or null
-  int* best;   // (pieces,)
-  A* G;        // (terms,): scaled slopes in the sums
-  bool* sweep; // (terms,): whether the term's phi is run over this row
+  A* dense;       // (pieces, terms, 2): sums of phi and of its slope
+  A* kept_e;      // (K,) or null
+  int* best;      // (pieces,)
+  A* G;           // (terms,): scaled slopes in the sums
+  bool* sweep;    // (terms,): whether the term's phi is run over this row
+  Line<A>* lines; // (terms,): of a term that is not swept, what its phi is on this row
 
   Label label;
   Softmax<A> softmax;
@@ -41,7 +42,7 @@ template <class A> struct Book {
   static int64_t bytes(int64_t pieces, int terms, int64_t kept) {
     return aligned(pieces * sizeof(Statistics<A>)) + aligned(pieces * terms * 2 * sizeof(A)) +
            aligned(kept * sizeof(A)) + aligned(pieces * sizeof(int)) + aligned(terms * sizeof(A)) +
-           aligned(terms * sizeof(bool));
+           aligned(terms * sizeof(bool)) + aligned(terms * sizeof(Line<A>));
   }
   void take(Workspace& space, int64_t num_pieces, int terms, int64_t kept) {
     pieces = space.take<Statistics<A>>(num_pieces);
@@ -50,6 +51,7 @@ template <class A> struct Book {
     best = space.take<int>(num_pieces);
     G = space.take<A>(terms);
     sweep = space.take<bool>(terms);
+    lines = space.take<Line<A>>(terms);
   }
 };
 
@@ -183,8 +185,10 @@ public:
     book.holes = bottom == A(-INFINITY);
     book.lowest_l = (bottom - book.softmax.m) - book.softmax.log_s;
     book.highest_l = (top - book.softmax.m) - book.softmax.log_s;
-    for (int t = 0; t < terms_.count(); ++t)
-      book.sweep[t] = terms_[t].table->sum == Sum::Dense && !line(book, t).holds;
+    for (int t = 0; t < terms_.count(); ++t) {
+      book.lines[t] = line(book, t);
+      book.sweep[t] = !book.lines[t].holds;
+    }
   }
 
   void sum_piece(Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) const {
@@ -212,7 +216,7 @@ public:
             put(args_.stats, n * (num_stats + T_) + num_stats + t, G[0]);
           book.G[t] = G[0] * scale;
           if (!book.sweep[t])
-            base += book.G[t] * constant_slope(book, t);
+            base += book.G[t] * book.lines[t].slope;
         },
         [&](int t, V<A> loss) {
           if (args_.term_losses)
@@ -285,12 +289,14 @@ private:
   }
 
   Line<A> line(const Book<A>& book, int t) const {
-    return terms_[t].table->line(terms_[t].functor, book.lowest_l, book.highest_l);
-  }
-  // Of a term that is not swept.
-  A constant_slope(const Book<A>& book, int t) const {
-    const Sum sum = terms_[t].table->sum;
-    return sum == Sum::None ? A(0) : sum == Sum::Affine ? A(1) : line(book, t).slope;
+    switch (terms_[t].table->sum) {
+    case Sum::None:
+      return {true, A(0), A(0)};
+    case Sum::Affine:
+      return {true, A(0), A(1)};
+    default:
+      return terms_[t].table->line(terms_[t].functor, book.lowest_l, book.highest_l);
+    }
   }
   // The sum of phi (which = 0) or of its slope (1) over the others.
   A sum_of(const Book<A>& book, int t, int which) const {
@@ -300,11 +306,11 @@ private:
         sum += book.dense[(c * terms_.count() + t) * 2 + which];
       return A(sum);
     }
-    const A slope = constant_slope(book, t);
-    if (slope == 0 || which == 1)
-      return slope * book.count;
-    const A intercept = terms_[t].table->sum == Sum::Affine ? A(0) : line(book, t).intercept;
-    return intercept * book.count + slope * (book.total - book.count * book.softmax.log_s);
+    const Line<A>& line = book.lines[t];
+    if (which == 1 || line.slope == 0)
+      return line.slope * book.count;
+    return line.intercept * book.count +
+           line.slope * (book.total - book.count * book.softmax.log_s);
   }
 
   bool reads_logits(const Book<A>& book) const {

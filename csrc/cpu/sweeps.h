@@ -8,7 +8,7 @@ namespace anl::cpu {
 
 // Classes in a piece. A row is always cut at its multiples, so that the results of a row are the
 // same however many threads share it. z and e of a piece fit in the first-level cache.
-template <class A> constexpr int piece_size = 8192 / sizeof(A);
+template <class A> constexpr int piece_size = 16384 / sizeof(A);
 
 // ---- in and out --------------------------------------------------------------------------------
 

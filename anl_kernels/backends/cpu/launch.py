@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -41,6 +39,7 @@ def row_loss(
             term_weights,
             *_encode(request.terms),
             request.ignore_index,
+            request.reduce,
             request.write_grad,
             request.inplace,
             request.write_stats,
@@ -80,7 +79,10 @@ def softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
     return _operators.softmax_backward(grad, probs)
 
 
-@lru_cache(maxsize=256)
 def _encode(terms: Terms) -> tuple[list[int], list[float]]:
     """Functors by their place in the kernels' list, and the terms' numbers."""
+    return terms.derived(_encode_now)
+
+
+def _encode_now(terms: Terms) -> tuple[list[int], list[float]]:
     return [_functors[term.functor] for term in terms.terms], term_numbers(terms)

@@ -35,6 +35,7 @@ def load() -> ModuleType:
     return facts
 
 
+@lru_cache
 def why_not() -> str | None:
     """The reason that the extension cannot be used, or None."""
     try:

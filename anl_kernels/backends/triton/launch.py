@@ -13,6 +13,7 @@ from anl_kernels.backends.interface import (
     RowRequest,
     accumulator_dtype,
     empty_outputs,
+    scaled_loss,
 )
 from anl_kernels.backends.layout import RowView, as_rows, empty_like_rows, writable_rows
 from anl_kernels.backends.triton.arguments import (
@@ -69,18 +70,29 @@ def row_loss(
     request: RowRequest,
 ) -> RowOutputs:
     """See ``Backend.row_loss``."""
+    outputs = _row_loss(logits, target, row_scale, term_weights, request)
+    return outputs._replace(loss=scaled_loss(outputs.row_losses, target, row_scale, request))
+
+
+def _row_loss(
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    term_weights: Tensor | None,
+    request: RowRequest,
+) -> RowOutputs:
     view = as_rows(logits)
     N = target.numel()
     constants = term_constants(request.terms)
     plan = plan_rows(N, view.shape[1], view.class_first, logits.dtype, constants["NUM_DENSE"])
-    outputs = empty_outputs(logits, N, request)
+    outputs = empty_outputs(logits, target, request)
     if N == 0:
         return outputs
     grad = logits if request.write_grad and request.inplace else outputs.grad
     if plan.form == "split":
         # The gradient of a split row is a launch of its own, which reads the statistics.
         kept = request._replace(write_grad=False, probs=False, write_stats=True)
-        results = empty_outputs(logits, N, kept)
+        results = empty_outputs(logits, target, kept)
         with on_device(logits):
             _split_rows(view, target, term_weights, results, request, plan)
             if request.probs:
