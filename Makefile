@@ -14,7 +14,7 @@ VENV = .venv
 ifeq ($(SYSTEM_PACKAGES),1)
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
 CLANG_FORMAT = clang-format
-ready = python-version
+ready = in-place
 WORKERS =
 else
 RUN = $(VENV)/bin/python
@@ -56,6 +56,10 @@ clean: ## remove .venv, build products, caches and the demo's out/
 python-version:
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; \
 	sys.version_info >= (3, 10) or sys.exit("anl_kernels needs Python >= 3.10; $(PYTHON) is " + v + ". Give another: make PYTHON=/path/to/python")'
+
+.PHONY: in-place
+in-place: python-version
+	$(PYTHON) setup.py -q build_ext --inplace
 
 # The stamps: one for the environment with torch and the package in it, one for each of
 # requirements/{test,demo,dev}.txt on top.

@@ -31,9 +31,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "-mprefer-vector-width=512",
     ]
 
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"] if SANITIZE else []
-# -fno-math-errno and the like change no result; -ffast-math would, and is not here.
-OPTIMISE = ["-O1"] if SANITIZE else ["-O3", "-g0"]
+SANITIZERS = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    if SANITIZE
+    else []
+)
+# Not -ffast-math, which would drop infinities and NaNs.
+OPTIMISE = ["-O1", "-g"] if SANITIZE else ["-O3", "-g0"]
 
 
 def cpu_extensions() -> list[Extension]:

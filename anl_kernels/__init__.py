@@ -2,6 +2,7 @@
 
 from anl_kernels import presets
 from anl_kernels._version import __version__
+from anl_kernels.backends.cpu.library import empty_cpu_cache
 from anl_kernels.backends.selection import use_backend
 from anl_kernels.checks import check_labels
 from anl_kernels.functional import Aux, anl, nce, nnce, robust_loss, softmax
@@ -61,6 +62,7 @@ __all__ = [
     "__version__",
     "anl",
     "check_labels",
+    "empty_cpu_cache",
     "env_report",
     "nce",
     "nnce",

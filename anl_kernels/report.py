@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from anl_kernels._version import __version__
+from anl_kernels.backends.cpu import library
 from anl_kernels.backends.selection import BACKENDS, choose_backend, interpreting, why_not
 
 
@@ -23,7 +24,7 @@ class EnvReport:
     triton: str | None
     devices: list[str]
     backends: dict[str, str] = field(default_factory=dict)
-    """Each backend: "available", or the reason why not."""
+    """Each backend: "available" and with what, or the reason why not."""
     auto: dict[str, str] = field(default_factory=dict)
     """The backend that "auto" takes for each type of device."""
 
@@ -45,6 +46,8 @@ def env_report() -> EnvReport:
     states = {name: why_not(name) or "available" for name in BACKENDS}
     if interpreting() and states["triton"] == "available":
         states["triton"] = "available (interpreter: for tests, slow)"
+    if states["cpu"] == "available":
+        states["cpu"] = f"available ({library.facts()})"
     types = ["cpu", *(["cuda"] if len(gpus) else [])]
     return EnvReport(
         anl_kernels=__version__,

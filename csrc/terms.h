@@ -310,12 +310,13 @@ template <class A> struct Mae : Functor<A> {
 // 1 - p^q and its slope, with a floor under l.
 template <class A> struct Generalised {
   A q, floor;
-  explicit Generalised(const double* s) : q(A(s[0])), floor(A(s[1])) {}
+  bool floored;
+  explicit Generalised(const double* s) : q(A(s[0])), floor(A(s[1])), floored(s[1] > -INFINITY) {}
   template <class V> ANL_FN V slope(V l) const {
     return slope_of(l, Math<V>::exp_nonpositive(q * l));
   }
   template <class V> ANL_FN Phi<V> both(V l) const {
-    const V x = q * Math<V>::select(l < floor, Math<V>::fill(floor), l);
+    const V x = q * (floored ? Math<V>::select(l < floor, Math<V>::fill(floor), l) : l);
     const V power = Math<V>::exp_nonpositive(x);
     // 1 - exp(x) has lost digits only where x is close to 0.
     const V value = Math<V>::all(x < A(-0.5)) ? A(1) - power : near_one(x);
@@ -323,7 +324,8 @@ template <class A> struct Generalised {
   }
   template <class V> ANL_RARE_FN V near_one(V x) const { return -Math<V>::expm1(x); }
   template <class V> ANL_FN V slope_of(V l, V power) const {
-    return Math<V>::select(l < floor, Math<V>::fill(0), -q * power);
+    const V slope = -q * power;
+    return floored ? Math<V>::select(l < floor, Math<V>::fill(0), slope) : slope;
   }
 };
 

@@ -65,7 +65,7 @@ public:
   }
   void set_limit(int64_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
-    limit_ = bytes;
+    limit_ = bytes > 0 ? bytes : 0;
     shrink(limit_);
   }
   void empty() {

@@ -21,8 +21,12 @@ template <class A> struct ExpConstants;
 template <> struct ExpConstants<float> {
   static constexpr int bias = 127, mantissa_bits = 23, rough_terms = 4, terms = 5;
   static constexpr float round = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   // One number for log(2) where speed counts: its error, 1.9e-9 n, is half an ulp at x = -20.
   static constexpr float ln2 = 0x1.62e43p-1f, ln2_rest = 0;
+#else // n times it would be rounded, by up to 68 ulp of the result
+  static constexpr float ln2 = ln2_high, ln2_rest = ln2_low;
+#endif
   static constexpr float lowest = -88.0f, vanishing = -105.0f, highest = 89.0f;
   static constexpr float log2e = 1.44269504f;
   static constexpr float c[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239f2p-7f,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from functools import lru_cache
 from types import ModuleType
 
@@ -29,10 +30,29 @@ def load() -> ModuleType:
     Raises:
         ImportError: the extension was not built, or not for this PyTorch.
     """
-    facts = importlib.import_module("anl_kernels._cpu")
+    module = importlib.import_module("anl_kernels._cpu")
     kernels = importlib.import_module(f"anl_kernels._cpu_{instruction_set()}")
-    facts.set_kernels(kernels.kernels)
-    return facts
+    module.set_kernels(kernels.kernels)
+    limit = os.environ.get("ANL_KERNELS_CPU_CACHE_MB")
+    if limit is not None:
+        module.set_cache_limit(int(limit) << 20)
+    return module
+
+
+def empty_cpu_cache() -> None:
+    """Give the memory of released gradients back to the system.
+
+    The CPU kernels keep it for the next gradients, up to an eighth of the machine's memory or
+    ``ANL_KERNELS_CPU_CACHE_MB`` in the environment.
+    """
+    if why_not() is None:
+        load().empty_cache()
+
+
+def facts() -> str:
+    """Which kernels run, and what compiled them, for people."""
+    module = load()
+    return f"{instruction_set()} kernels, {module.compiler()}, OpenMP {module.openmp}"
 
 
 @lru_cache
