@@ -45,6 +45,27 @@ check: $(call ready,dev) ## lint, formatting and types
 	@files=$$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' 2>/dev/null); \
 	test -z "$$files" || { set -x; $(CLANG_FORMAT) --dry-run --Werror $$files; }
 
+# The extension once more with AddressSanitizer and UBSan, as a package in build/sanitize that stands
+# before the installed one; for GCC on Linux. A capability that the processor lacks is skipped.
+SANITIZED = $(CURDIR)/build/sanitize
+SANITIZE_PYTHON = $(if $(filter 1,$(SYSTEM_PACKAGES)),$(PYTHON),$(abspath $(VENV))/bin/python)
+SANITIZE_SETS = default avx2 avx512
+SANITIZE_TESTS = cpu test_layouts.py test_conventions.py test_random.py test_errors.py test_inplace.py
+
+.PHONY: sanitize
+sanitize: $(call ready,test) ## run the C++ extension's tests under ASan and UBSan (slow)
+	ANL_KERNELS_SANITIZE=1 ANL_KERNELS_BUILD=1 $(SANITIZE_PYTHON) setup.py -q build --force \
+	    --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	cd $(SANITIZED)/lib && for set in $(SANITIZE_SETS); do \
+	    echo "Running the tests of the extension under sanitizers, ATEN_CPU_CAPABILITY=$$set ..."; \
+	    LD_PRELOAD="$(foreach lib,libasan.so libubsan.so libstdc++.so.6,$$(gcc -print-file-name=$(lib)))" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    ATEN_CPU_CAPABILITY=$$set PYTHONPATH=$(SANITIZED)/lib \
+	    $(SANITIZE_PYTHON) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+	        --import-mode=append -p no:cacheprovider -k "cpu and not triton" $(PYTEST_ARGS) \
+	        $(SANITIZE_TESTS:%=$(CURDIR)/tests/%) || exit 1; \
+	done
+
 .PHONY: clean
 clean: ## remove .venv, build products, caches and the demo's out/
 	rm -rf .venv build dist out *.egg-info

@@ -55,10 +55,9 @@ def cpu_extensions() -> list[Extension]:
     kernels = [
         Extension(
             f"anl_kernels._cpu_{name}",
-            ["csrc/cpu/kernels.cpp"],
+            [f"csrc/cpu/kernels_{name}.cpp"],
             extra_compile_args=[*common, *flags, "-Wno-maybe-uninitialized"],
             extra_link_args=SANITIZERS,
-            define_macros=[("ANL_MODULE", f"_cpu_{name}")],
             language="c++",
         )
         for name, flags in INSTRUCTION_SETS.items()

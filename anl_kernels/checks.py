@@ -8,12 +8,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.nn import Parameter
 
 from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
 
 _check_labels_everywhere = os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
+_PLAIN = (Tensor, Parameter)
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -76,14 +78,15 @@ def check_target(target: Tensor, logits: Tensor) -> None:
 def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
     """Raise IndexError naming the first label that is neither a class nor ``ignore_index``.
 
-    On a CPU always; elsewhere only on request, since it waits for the device. Not in compiled
-    code and functorch transforms, where no value may decide what runs: the row is NaN there.
+    On a CPU always; elsewhere only on request, since it waits for the device. Not where no value
+    may decide what runs: in compiled and traced code, functorch transforms and dispatch modes. The
+    row is NaN there.
 
     Returns:
         How many labels are not ``ignore_index``, where the check has counted them.
     """
     on_request = target.device.type == "cpu" or _check_labels_everywhere
-    if not on_request or not target.numel() or transforming():
+    if not on_request or not target.numel() or _watched(target):
         return None
     if on_plain_cpu(target):
         counted, first = torch.ops.anl_kernels_cpu.scan_labels(target, num_classes, ignore_index)
@@ -130,10 +133,10 @@ def check_inplace(logits: Tensor) -> None:
             "inplace=True needs logits that were computed, such as a layer's output; these are a "
             "leaf that requires grad, whose .grad would share their memory: pass inplace=False"
         )
-    if any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
+    if _may_overlap(logits):
         raise ValueError(
-            f"inplace=True needs logits without overlapping memory, got an expanded tensor "
-            f"(strides {logits.stride()}): pass inplace=False"
+            f"inplace=True needs logits without overlapping memory, got an expanded or unfolded "
+            f"tensor (shape {tuple(logits.shape)}, strides {logits.stride()}): pass inplace=False"
         )
     if not one_stride(logits):
         raise ValueError(
@@ -141,6 +144,16 @@ def check_inplace(logits: Tensor) -> None:
             f"stride, got shape {tuple(logits.shape)} with strides {logits.stride()}: pass "
             f"contiguous or channels_last logits, or inplace=False"
         )
+
+
+def _may_overlap(tensor: Tensor) -> bool:
+    """Whether a step along some dimension may stay inside what smaller steps reach."""
+    reached = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < reached:
+            return True
+        reached += stride * (size - 1)
+    return False
 
 
 def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
@@ -160,12 +173,18 @@ def transforming() -> bool:
 def on_plain_cpu(tensor: Tensor) -> bool:
     """Whether the C++ operators can be called on a tensor with nothing in between to see it."""
     return (
-        not transforming()
+        not _watched(tensor)
         and tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, Parameter)
-        and not torch._C._len_torch_dispatch_stack()
+        and type(tensor) in _PLAIN
         and library.why_not() is None
     )
+
+
+def _watched(tensor: Tensor) -> bool:
+    """Whether a call is recorded, not just made; or its tensors have no values."""
+    if transforming() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return True
+    return type(tensor) not in _PLAIN and detect_fake_mode([tensor]) is not None
 
 
 def class_dim(logits: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The bars of the design, and whether a run meets them."""
+"""What the kernels have to reach, and whether a run does."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ BARS = (
     Bar("extra memory in place / logits", "ours_inplace", "logits", "<=", 0.01, "memory"),
     Bar("any term / ANL-CE", None, "ours", "<=", 1.5, "terms"),
 )  # fmt: skip
-"""For CPUs: design.md, section 5."""
+"""For CPUs."""
 
 
 def evaluate(results: Results, bars: tuple[Bar, ...] = BARS) -> list[list[Finding]]:

@@ -21,11 +21,7 @@ namespace anl {
 // exp_nonpositive   exp for arguments that are at most 0, but for their rounding
 template <class V> struct Math;
 
-// exp(x), but the smallest normal number where that is less: kernels flush smaller ones to 0.
-template <class A> A normal_exp(double x) {
-  const double smallest = sizeof(A) == 8 ? 2.2250738585072014e-308 : 1.1754943508222875e-38;
-  const double value = ::exp(x);
-  return A(value < smallest ? smallest : value);
-}
+// The least log of a number that is not flushed to 0 by kernels.
+template <class A> constexpr double least_log = sizeof(A) == 8 ? -708.396 : -87.336;
 
 } // namespace anl

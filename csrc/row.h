@@ -27,8 +27,9 @@ template <class V> ANL_FN Softmax<V> normalise(V m_others, V mass, V z_y) {
   V larger = M::select(near, e_y, mass);
   larger = M::select(larger == zero, one, larger);
   const V tail = M::log1p(M::select(near, mass, e_y) / larger);
-  const V log_s = M::select(near, d_y, M::log(larger)) + tail;
+  V log_s = M::select(near, d_y, M::log(larger)) + tail;
   const V total = e_y + mass;
+  log_s = M::select(total == zero, nothing, log_s); // lse, of no classes
   return {m, log_s, M::select(near, -tail, d_y - log_s), e_y / total, mass / total};
 }
 

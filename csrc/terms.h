@@ -183,14 +183,14 @@ template <class A> struct Nce : AffineFunctor<A> {
 };
 
 // Clamps by p, in the sums as in the gradient, so that the gradient of a row needs no logit and
-// still sums to 0. A bound below the smallest normal number stands for that number.
+// still sums to 0. A min_prob below the smallest normal number stands for that number.
 template <class A> struct Nnce : DenseFunctor<A> {
   static constexpr bool vanishes = true;
   A offset, ceiling, lowest_p, highest_p;
   bool bounded; // from above
   explicit Nnce(const double* s)
-      : offset(A(s[0])), ceiling(A(s[1])), lowest_p(normal_exp<A>(-s[0])),
-        highest_p(normal_exp<A>(s[1])), bounded(s[1] < 0) {}
+      : offset(A(fmin(s[0], -least_log<A>))), ceiling(A(s[1])), lowest_p(A(exp(-double(offset)))),
+        highest_p(A(exp(s[1]))), bounded(s[1] < 0) {}
   template <class V> ANL_FN Phi<V> both(V l, V p) const { return {value(l, p), slope(l, p)}; }
   template <class V> ANL_FN V value(V l, V p) const {
     const V kept = bounded ? Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l) : l;
@@ -262,7 +262,9 @@ template <class A> struct NflTrue : DenseFunctor<A> {
 template <class A> struct NnflClamp : DenseFunctor<A> {
   static constexpr bool vanishes = true;
   A lowest_p, largest;
-  explicit NnflClamp(const double* s) : lowest_p(normal_exp<A>(-s[1])), largest(A(s[2])) {}
+  explicit NnflClamp(const double* s)
+      : lowest_p(A(exp(-fmin(s[1], -least_log<A>)))),
+        largest(A(s[2] * fmin(1, -least_log<A> / s[1]))) {}
   template <class V> ANL_FN V above(V p, V v) const {
     return Math<V>::select(p < lowest_p, Math<V>::fill(0), v);
   }

@@ -1,12 +1,19 @@
 """What a review broke once."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import anl_kernels as ak
+from anl_kernels.backends.cpu.library import CACHE_VARIABLE
 from anl_kernels.terms import REGISTRY, Term
-from tests.helpers import random_rows
+from tests.helpers import loss_and_grad, random_rows
 
 ANL = 5.0 * ak.NCE() + 5.0 * ak.NNCE(1e-3)
 
@@ -90,3 +97,45 @@ def test_forward_mode_is_refused_not_wrong(kernels, device):
 def test_a_parameter_of_a_term_cannot_be_a_tensor():
     with pytest.raises(TypeError, match="GCE: q must be a number"):
         ak.RobustLoss(ak.GCE(q=torch.nn.Parameter(torch.tensor(0.7))))
+
+
+@pytest.mark.parametrize("num_classes", [4, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_row_masked_with_the_lowest_number_is_a_uniform_row(dtype, num_classes, backend, device):
+    lowest = torch.full((2, num_classes), torch.finfo(dtype).min, dtype=dtype, device=device)
+    target = torch.tensor([0, num_classes - 1], device=device)
+    ours = loss_and_grad(lowest, target, ANL)
+    uniform = loss_and_grad(torch.zeros_like(lowest), target, ANL)
+    for actual, wanted in zip(ours, uniform, strict=True):
+        torch.testing.assert_close(actual, wanted)
+    torch.testing.assert_close(ak.softmax(lowest), torch.softmax(lowest, 1))
+
+
+def test_unfolded_logits_cannot_hold_their_gradient(kernels, device):
+    windows = (torch.randn(12, device=device, requires_grad=True) * 1).unfold(0, 4, 1)
+    with pytest.raises(ValueError, match="overlapping"):
+        ak.robust_loss(windows, torch.arange(9, device=device) % 4, ak.CE(), inplace=True)
+
+
+def test_labels_without_values_are_not_looked_at(backend):
+    with FakeTensorMode():
+        loss = ak.nce(torch.empty(3, 4), torch.zeros(3, dtype=torch.long))
+    assert loss.shape == ()
+
+
+def test_traced_by_make_fx(backend, device):
+    logits, target = random_rows(4, 5, torch.float32, device)
+    traced = make_fx(lambda z: ak.robust_loss(z, target, ANL))(logits)
+    torch.testing.assert_close(traced(2 * logits), ak.robust_loss(2 * logits, target, ANL))
+
+
+def test_a_cache_limit_that_is_no_number_is_named_and_not_used():
+    code = "import anl_kernels as ak, torch; ak.nce(torch.randn(2, 3), torch.tensor([0, 1]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {CACHE_VARIABLE: "1.5", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{CACHE_VARIABLE} must be a whole number of MiB, got '1.5'" in result.stderr

@@ -29,6 +29,10 @@ template <class A> struct TilePiece {
   const A *m, *log_s, *to_p; // (P,)
 };
 
+// Classes of a tile that are summed before they are added to the rest, so that the roundings of
+// many thousand do not pile up.
+constexpr int tile_run = 64;
+
 // The block at z[at], or a copy in which the target and what lies past n is replaced by `absent`.
 template <class T>
 ANL_INLINE const T* whole_block(const T* z, int at, int n, int y, T absent, T* copy) {
@@ -145,12 +149,18 @@ void sums_across_tile(const void* functor, const TilePiece<A>& tile, A* values, 
   for (int j = 0; j < tile.P; j += lanes<A>) {
     const V<A> m = load(tile.m + j), log_s = load(tile.log_s + j), to_p = load(tile.to_p + j);
     V<A> S = load(values + j), D = load(slopes + j);
-    for (int64_t i = j, k = 0; k < tile.K; ++k, i += tile.P) {
-      const V<A> z = load(tile.z + i), l = (z - m) - log_s, p = load(tile.e + i) * to_p;
-      const I<A> there = z != A(-INFINITY);
-      const Phi<V<A>> phi = f.both(l, p);
-      S += there ? phi.value : fill(A(0));
-      D += there ? phi.slope : fill(A(0));
+    int64_t i = j;
+    for (int first = 0; first < tile.K; first += tile_run) {
+      V<A> S_run = {}, D_run = {};
+      for (int k = first; k < tile.K && k < first + tile_run; ++k, i += tile.P) {
+        const V<A> z = load(tile.z + i), l = (z - m) - log_s, p = load(tile.e + i) * to_p;
+        const I<A> there = z != A(-INFINITY);
+        const Phi<V<A>> phi = f.both(l, p);
+        S_run += there ? phi.value : fill(A(0));
+        D_run += there ? phi.slope : fill(A(0));
+      }
+      S += S_run;
+      D += D_run;
     }
     store(values + j, S);
     store(slopes + j, D);

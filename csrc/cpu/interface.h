@@ -75,6 +75,7 @@ struct Kernels {
   Job* (*row_loss)(const RowLossArgs&, int threads);
   Job* (*row_grad)(const RowGradArgs&);
   Job* (*softmax_backward)(const SoftmaxBackwardArgs&);
+  int num_functors;
   void (*elementary)(Elementary, Type, const void* x, void* y, int64_t count); // for tests
 };
 

@@ -296,13 +296,19 @@ private:
       V<A> top = before, mass = {}, total = {}, count = {};
       for (int64_t i = j, k = 0; k < K; ++k, i += P_)
         top = max<A>(load(arrays.z + i), top);
-      for (int64_t i = j, k = 0; k < K; ++k, i += P_) {
-        const V<A> d = load(arrays.z + i) - top, e = exp_nonpositive<A>(d);
-        const I<A> there = d != A(-INFINITY);
-        store(arrays.e + i, e);
-        mass += e;
-        total += there ? d : fill(A(0));
-        count += there ? fill(A(1)) : fill(A(0));
+      int64_t i = j;
+      for (int run = 0; run < K; run += tile_run) {
+        V<A> mass_run = {}, total_run = {};
+        for (int k = run; k < K && k < run + tile_run; ++k, i += P_) {
+          const V<A> d = load(arrays.z + i) - top, e = exp_nonpositive<A>(d);
+          const I<A> there = d != A(-INFINITY);
+          store(arrays.e + i, e);
+          mass_run += e;
+          total_run += there ? d : fill(A(0));
+          count += there ? fill(A(1)) : fill(A(0));
+        }
+        mass += mass_run;
+        total += total_run;
       }
       const V<A> counted = load(rows.count + j);
       const V<A> shift = counted > A(0) ? before - top : fill(A(0));

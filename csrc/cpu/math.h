@@ -2,8 +2,8 @@
 // costs more than a whole loss. tests/cpu/test_math.py holds the errors stated here.
 //
 //   exp              1.5 ulp (units in the last place); denormal results too, to 1 of theirs
-//   exp_nonpositive  2.5 ulp in float for x >= -20, 5 below; 1.5 in double; 0 for results below
-//                    the normal numbers
+//   exp_nonpositive  2.7 ulp in float for x >= -20, 5 below; 1.5 in double; 0 for results below
+//                    2^-1/2 times the smallest normal number
 //   expm1            2.5 ulp for x <= 88
 //   log              1 ulp on normal positive numbers; log(0) = -inf
 //   log1p            2 ulp above -1

@@ -84,6 +84,7 @@ std::vector<TermSpec> terms_of(at::IntArrayRef functors, at::ArrayRef<double> nu
   TORCH_CHECK(numbers.size() == functors.size() * (1 + scalars_of_term));
   std::vector<TermSpec> terms;
   for (size_t t = 0; t < functors.size(); ++t) {
+    TORCH_CHECK(functors[t] >= 0 && functors[t] < kernels->num_functors, "no functor ", functors[t]);
     const double* n = numbers.data() + t * (1 + scalars_of_term);
     terms.push_back({int(functors[t]), n[0], {n[1], n[2], n[3]}});
   }
@@ -128,7 +129,12 @@ Tensor empty_like_rows(const Tensor& logits) {
 // What every row call is given. The tensors must outlive it.
 void fill_in(RowArgs& args, const Tensor& logits, const Tensor& target, const Tensor& row_scale,
              const std::vector<TermSpec>& terms, int64_t ignore_index) {
+  const auto acc = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK(row_scale.scalar_type() == acc, "row_scale must be ", acc);
+  TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kInt,
+              "target must be int64 or int32");
   const View view = view_of(logits);
+  TORCH_CHECK(target.numel() == view.shape.rows(), "target must have a label for each row");
   args.type = type_of(logits);
   args.shape = view.shape;
   args.logits = view.rows;

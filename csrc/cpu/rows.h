@@ -10,6 +10,8 @@
 #include "terms_of_call.h"
 #include "workspace.h"
 
+#include <memory>
+
 namespace anl::cpu {
 
 // Up to here a row's e is kept from the first sweep for the later ones, 16 MiB of floats for a
@@ -398,17 +400,13 @@ template <class T> class SplitRowLossJob : public RowLossJob<T> {
 public:
   using A = typename RowLossJob<T>::A;
   explicit SplitRowLossJob(const RowLossArgs& args)
-      : RowLossJob<T>(args), books_(new Book<A>[args.shape.rows()]),
-        memory_(new Memory[args.shape.rows()]) {
+      : RowLossJob<T>(args), books_(std::make_unique<Book<A>[]>(args.shape.rows())),
+        memory_(std::make_unique<Memory[]>(args.shape.rows())) {
     for (int64_t n = 0; n < args.shape.rows(); ++n) {
       Workspace space(memory_[n], sweeps_.book_bytes());
       sweeps_.take(books_[n], space);
       sweeps_.open(books_[n], n);
     }
-  }
-  ~SplitRowLossJob() override {
-    delete[] books_;
-    delete[] memory_;
   }
 
   enum Phase { Measure, Normalise, Sum, Heads, Write };
@@ -453,8 +451,8 @@ private:
     }
   }
 
-  Book<A>* books_;
-  Memory* memory_;
+  std::unique_ptr<Book<A>[]> books_;
+  std::unique_ptr<Memory[]> memory_;
 };
 
 // The gradient from a forward pass's statistics; units are pieces.
@@ -463,11 +461,10 @@ public:
   using A = typename AccumulatorOf<T>::A;
   explicit RowGradJob(const RowGradArgs& args)
       : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_), cut_(args.shape.K),
-        sweep_(new bool[args.num_terms + 1]) {
+        sweep_(new bool[args.num_terms]) {
     for (int t = 0; t < terms_.count(); ++t)
       sweep_[t] = terms_[t].table->sum == Sum::Dense;
   }
-  ~RowGradJob() override { delete[] sweep_; }
 
   int64_t units(int) const override { return args_.shape.rows() * cut_.count(); }
   int64_t elements_of_unit(int) const override { return cut_.size(0); }
@@ -494,7 +491,7 @@ private:
     const A m = stats[0], log_s = stats[1], scale = read_.scale(n);
     const T* from = read_.row(args_.logits, n) + first * args_.logits.cls;
     const T* z = gathered(from, args_.logits.cls, size, buffers.z);
-    RowGradient<A> row = {{A(0), stats[3] * scale}, stats[2] * scale, G, sweep_, false};
+    RowGradient<A> row = {{A(0), stats[3] * scale}, stats[2] * scale, G, sweep_.get(), false};
     row.holes = probabilities(z, size, y, m, log_s, buffers.e);
     if (row.holes && z != buffers.z)
       z = static_cast<T*>(memcpy(buffers.z, z, size * sizeof(T)));
@@ -510,7 +507,7 @@ private:
   const Terms<T> terms_;
   const Reader<T> read_;
   const Cut<A> cut_;
-  bool* const sweep_;
+  const std::unique_ptr<bool[]> sweep_;
 };
 
 } // namespace anl::cpu

@@ -67,7 +67,8 @@ template <class A> struct Statistics {
   int count;     // classes that are there
 };
 
-template <class A> constexpr A lowest = sizeof(A) == 8 ? A(-1.7e308) : A(-3.4e38f);
+// The lowest finite number, which is what masks often are made of.
+template <class A> constexpr A lowest = sizeof(A) == 8 ? A(-__DBL_MAX__) : A(-__FLT_MAX__);
 
 template <class T, class A = Accumulator<T>>
 void find_range(const T* z, int n, int y, Statistics<A>* result) {

@@ -4,7 +4,7 @@
 #include "functors.h"
 #include "interface.h"
 
-#include <stdlib.h>
+#include <memory>
 
 namespace anl::cpu {
 
@@ -18,7 +18,7 @@ template <class T> class Terms {
 public:
   using A = Accumulator<T>;
   Terms(const TermSpec* specs, int count, const A* weights)
-      : count_(count), terms_(static_cast<Term<T>*>(malloc(sizeof(Term<T>) * (count + 1)))) {
+      : count_(count), terms_(std::make_unique<Term<T>[]>(count)) {
     for (int t = 0; t < count; ++t) {
       Term<T>& term = terms_[t];
       term.table = &functor_tables<T>[specs[t].functor];
@@ -28,18 +28,15 @@ public:
       term.table->make(specs[t].scalars, term.functor);
     }
   }
-  ~Terms() { free(terms_); }
-  Terms(const Terms&) = delete;
-  Terms& operator=(const Terms&) = delete;
 
   int count() const { return count_; }
   const Term<T>& operator[](int t) const { return terms_[t]; }
-  const Term<T>* begin() const { return terms_; }
-  const Term<T>* end() const { return terms_ + count_; }
+  const Term<T>* begin() const { return terms_.get(); }
+  const Term<T>* end() const { return terms_.get() + count_; }
 
 private:
   int count_;
-  Term<T>* terms_;
+  std::unique_ptr<Term<T>[]> terms_;
 };
 
 // What the heads of all terms give together: the gradient is gy at the target and, at another

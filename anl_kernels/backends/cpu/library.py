@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from functools import lru_cache
 from types import ModuleType
 
@@ -15,6 +16,9 @@ INSTRUCTION_SETS = {"AVX512": "avx512", "AVX2": "avx2"}
 ``ATEN_CPU_CAPABILITY=avx2`` (or ``default``) in the environment chooses lesser ones, in PyTorch
 and here.
 """
+
+
+CACHE_VARIABLE = "ANL_KERNELS_CPU_CACHE_MB"
 
 
 @lru_cache
@@ -33,9 +37,13 @@ def load() -> ModuleType:
     module = importlib.import_module("anl_kernels._cpu")
     kernels = importlib.import_module(f"anl_kernels._cpu_{instruction_set()}")
     module.set_kernels(kernels.kernels)
-    limit = os.environ.get("ANL_KERNELS_CPU_CACHE_MB")
-    if limit is not None:
-        module.set_cache_limit(int(limit) << 20)
+    limit = os.environ.get(CACHE_VARIABLE)
+    if limit and limit.isdecimal():
+        module.set_cache_limit(min(int(limit) << 20, 1 << 62))
+    elif limit:
+        warnings.warn(
+            f"{CACHE_VARIABLE} must be a whole number of MiB, got {limit!r}: not used", stacklevel=2
+        )
     return module
 
 

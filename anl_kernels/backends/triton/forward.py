@@ -111,7 +111,7 @@ def sweep_others(
     the end. They start at the lowest finite number, where -inf may arrive without making
     inf - inf.
     """
-    lowest: tl.constexpr = -1.7e308 if ACC == tl.float64 else -3.4e38
+    lowest: tl.constexpr = -1.7976931348623157e308 if ACC == tl.float64 else -3.4028234663852886e38
     m = tl.full((BLOCK_N, BLOCK_K), lowest, ACC)
     mass = tl.zeros((BLOCK_N, BLOCK_K), ACC)
     total = tl.zeros((BLOCK_N, BLOCK_K), ACC)

@@ -1,5 +1,7 @@
-// The kernels of one instruction set, as a library of their own: setup.py compiles this file once
-// for each, with other flags, and the extension loads the best that the processor has.
+// The kernels of one instruction set, as a library of their own: kernels_*.cpp include this file, and
+// setup.py compiles each with its flags. The extension loads the best that the processor has.
+#pragma once
+
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -83,7 +85,9 @@ void elementary(Elementary function, Type type, const void* x, void* y, int64_t 
   (type == Type::Float64 ? call_all<double> : call_all<float>)(function, x, y, count);
 }
 
-const Kernels kernels = {row_loss, row_grad, softmax_backward, elementary};
+const Kernels kernels = {row_loss, row_grad, softmax_backward,
+                         sizeof functor_tables<float> / sizeof functor_tables<float>[0],
+                         elementary};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT,
                       "anl_cpu_kernels",

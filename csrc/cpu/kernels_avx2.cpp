@@ -1,0 +1,3 @@
+// The kernels for AVX2.
+#define ANL_MODULE _cpu_avx2
+#include "kernels.h"
