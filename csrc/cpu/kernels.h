@@ -1,5 +1,5 @@
-// The kernels of one instruction set, as a library of their own: kernels_*.cpp include this file, and
-// setup.py compiles each with its flags. The extension loads the best that the processor has.
+// The kernels of one instruction set, as a library of their own: kernels_*.cpp include this file,
+// and setup.py compiles each with its flags. The extension loads the best that the processor has.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN

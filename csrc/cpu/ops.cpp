@@ -84,7 +84,8 @@ std::vector<TermSpec> terms_of(at::IntArrayRef functors, at::ArrayRef<double> nu
   TORCH_CHECK(numbers.size() == functors.size() * (1 + scalars_of_term));
   std::vector<TermSpec> terms;
   for (size_t t = 0; t < functors.size(); ++t) {
-    TORCH_CHECK(functors[t] >= 0 && functors[t] < kernels->num_functors, "no functor ", functors[t]);
+    TORCH_CHECK(functors[t] >= 0 && functors[t] < kernels->num_functors, "no functor ",
+                functors[t]);
     const double* n = numbers.data() + t * (1 + scalars_of_term);
     terms.push_back({int(functors[t]), n[0], {n[1], n[2], n[3]}});
   }
