@@ -52,7 +52,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--train-windows", type=int, default=40_000, help="training windows")
     add("--test-windows", type=int, default=4000, help="held-out windows, from other files")
     add("--batch", type=int, default=512, help="windows per step")
-    add("--steps", type=int, default=800, help="training steps per loss")
+    add("--steps", type=int, default=1400, help="training steps per loss")
     add("--learning-rate", type=float, default=1.5e-3, help="of Adam; cosine schedule to zero")
     add("--evaluations", type=int, default=20, help="held-out evaluations per loss")
     add("--rounds", type=int, default=25, help="interleaved rounds of the time measurement")

@@ -117,6 +117,7 @@ Cache& cache() {
 
 void release(void* context) {
   Block* block = static_cast<Block*>(context);
+  c10::profiledCPUMemoryReporter().Delete(block->data); // as PyTorch's own allocator does
   cache().give(*block);
   delete block;
 }
@@ -127,6 +128,7 @@ public:
     if (int64_t(bytes) < smallest_cached || cache().facts().limit_bytes == 0)
       return c10::GetCPUAllocator()->allocate(bytes);
     Block* block = new Block(cache().take(int64_t(bytes)));
+    c10::profiledCPUMemoryReporter().New(block->data, bytes);
     return {block->data, block, &release, c10::Device(c10::DeviceType::CPU)};
   }
   void copy_data(void* to, const void* from, size_t bytes) const override {

@@ -235,3 +235,12 @@ print((memory("VmRSS") - first) / (leaf.numel() * 4))
 """
     (growth,) = measure(body, 64)
     assert growth <= 0.5  # gradients, of the 50 that a leak would be
+
+
+def test_the_profiler_sees_it(cache):
+    logits = torch.randn(64, 32000, requires_grad=True)
+    target = torch.zeros(64, dtype=torch.long)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        torch.autograd.grad(ak.robust_loss(logits, target, ak.NCE()), logits)
+    seen = sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages() if "row_" in e.key)
+    assert seen >= logits.numel() * 4
