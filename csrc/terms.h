@@ -53,6 +53,8 @@ template <class A> struct Functor {
   ANL_FN Line<A> line(A lowest_l, A highest_l) const { return {false, 0, 0}; }
 };
 
+template <class A> constexpr A line_margin = A(1e-3);
+
 template <class A> struct AffineFunctor : Functor<A> {
   static constexpr Sum sum = Sum::Affine;
 };
@@ -186,28 +188,44 @@ template <class A> struct Nce : AffineFunctor<A> {
 // still sums to 0. A min_prob below the smallest normal number stands for that number.
 template <class A> struct Nnce : DenseFunctor<A> {
   static constexpr bool vanishes = true;
-  A offset, ceiling, lowest_p, highest_p;
-  bool bounded; // from above
+  A offset, lowest_p;
   explicit Nnce(const double* s)
-      : offset(A(fmin(s[0], -least_log<A>))), ceiling(A(s[1])), lowest_p(A(exp(-double(offset)))),
-        highest_p(A(exp(s[1]))), bounded(s[1] < 0) {}
+      : offset(A(fmin(s[0], -least_log<A>))), lowest_p(A(exp(-double(offset)))) {}
   template <class V> ANL_FN Phi<V> both(V l, V p) const { return {value(l, p), slope(l, p)}; }
-  template <class V> ANL_FN V value(V l, V p) const {
-    const V kept = bounded ? Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l) : l;
-    return Math<V>::select(p < lowest_p, Math<V>::fill(0), offset + kept);
-  }
-  template <class V> ANL_FN V slope(V l, V p) const {
-    const V one = Math<V>::fill(1), zero = Math<V>::fill(0);
-    const V kept = bounded ? Math<V>::select(p > highest_p, zero, one) : one;
-    return Math<V>::select(p < lowest_p, zero, kept);
+  template <class V> ANL_FN V value(V l, V p) const { return above(p, offset + l); }
+  template <class V> ANL_FN V slope(V l, V p) const { return above(p, Math<V>::fill(1)); }
+  template <class V> ANL_FN V above(V p, V v) const {
+    return Math<V>::select(p < lowest_p, Math<V>::fill(0), v);
   }
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
     return complement_of_share(value(y.l, y.p), slope(y.l, y.p), y.others);
   }
   ANL_FN Line<A> line(A lowest_l, A highest_l) const {
     // Inside by more than l and p may disagree by.
-    const A margin = A(1e-3);
-    return {lowest_l > margin - offset && highest_l < ceiling - margin, offset, A(1)};
+    return {lowest_l > line_margin<A> - offset, offset, A(1)};
+  }
+};
+
+// The same with an upper bound on p.
+template <class A> struct NnceBounded : DenseFunctor<A> {
+  static constexpr bool vanishes = true;
+  Nnce<A> clamp;
+  A ceiling, highest_p;
+  explicit NnceBounded(const double* s) : clamp(s), ceiling(A(s[1])), highest_p(A(exp(s[1]))) {}
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {value(l, p), slope(l, p)}; }
+  template <class V> ANL_FN V value(V l, V p) const {
+    return clamp.value(Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l), p);
+  }
+  template <class V> ANL_FN V slope(V l, V p) const {
+    return Math<V>::select(p > highest_p, Math<V>::fill(0), clamp.slope(l, p));
+  }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return complement_of_share(value(y.l, y.p), slope(y.l, y.p), y.others);
+  }
+  ANL_FN Line<A> line(A lowest_l, A highest_l) const {
+    Line<A> line = clamp.line(lowest_l, highest_l);
+    line.holds = line.holds && highest_l < ceiling - line_margin<A>;
+    return line;
   }
 };
 
@@ -439,6 +457,7 @@ template <class A> struct Zloss : Functor<A> {
   X("ce_smoothed", CeSmoothed)                                                                     \
   X("nce", Nce)                                                                                    \
   X("nnce", Nnce)                                                                                  \
+  X("nnce_bounded", NnceBounded)                                                                   \
   X("fl", Fl)                                                                                      \
   X("fl_true", FlTrue)                                                                             \
   X("nfl", Nfl)                                                                                    \

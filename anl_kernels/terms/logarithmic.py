@@ -65,6 +65,10 @@ class NNCE(Term):
         check_min_prob(self)
         require(self.min_prob < self.prob_max <= 1, self, "prob_max", "in (min_prob, 1]")
 
+    @property
+    def functor(self) -> str:
+        return "nnce" if self.prob_max == 1 else "nnce_bounded"
+
     def check_num_classes(self, num_classes: int) -> None:
         check_min_prob_at(self, num_classes)
 

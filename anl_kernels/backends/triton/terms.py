@@ -49,7 +49,13 @@ def phi_log(l, p, a, b, c):
 
 
 @triton.jit
-def phi_negative_log(l, p, offset, ceiling, c):
+def phi_negative_log(l, p, offset, b, c):
+    below = l < -offset
+    return tl.where(below, 0.0, offset + l), tl.where(below, 0.0, 1.0).to(l.dtype)
+
+
+@triton.jit
+def phi_negative_log_bounded(l, p, offset, ceiling, c):
     above = l > ceiling
     u = offset + tl.where(above, ceiling, l)
     below = u < 0
@@ -147,8 +153,15 @@ def head_nce(l_y, p_y, rest, lse, others, count, a, b, c):
 
 
 @triton.jit
-def head_nnce(l_y, p_y, rest, lse, others, count, offset, ceiling, c):
-    u, slope = phi_negative_log(l_y, p_y, offset, ceiling, c)
+def head_nnce(l_y, p_y, rest, lse, others, count, offset, b, c):
+    u, slope = phi_negative_log(l_y, p_y, offset, b, c)
+    loss, slope, g = complement_quotient(u, slope, others)
+    return loss, slope, g, tl.zeros_like(l_y)
+
+
+@triton.jit
+def head_nnce_bounded(l_y, p_y, rest, lse, others, count, offset, ceiling, c):
+    u, slope = phi_negative_log_bounded(l_y, p_y, offset, ceiling, c)
     loss, slope, g = complement_quotient(u, slope, others)
     return loss, slope, g, tl.zeros_like(l_y)
 
@@ -265,6 +278,7 @@ FUNCTORS = {
     "ce_smoothed": Functor(phi_log, head_ce_smoothed, AFFINE),
     "nce": Functor(phi_log, head_nce, AFFINE),
     "nnce": Functor(phi_negative_log, head_nnce, DENSE),
+    "nnce_bounded": Functor(phi_negative_log_bounded, head_nnce_bounded, DENSE),
     "fl": Functor(phi_none, head_fl, NO_SUM),
     "fl_true": Functor(phi_none, head_fl_true, NO_SUM),
     "nfl": Functor(phi_focal, head_nfl, DENSE),
