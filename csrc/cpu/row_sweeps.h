@@ -188,7 +188,7 @@ private:
     return read_.row(rows, n) + cut_.start(piece) * rows.cls;
   }
   Outlet<T> outlet(const Rows& rows, Buffers<T>& buffers, int64_t n, int64_t piece) const {
-    return {at(rows, n, piece), rows.cls, buffers.out, args_.stream};
+    return {at(rows, n, piece), rows.cls, buffers.out, args_.past_cache};
   }
   A* e_of(const Book<A>& book, Buffers<T>& buffers, int64_t piece) const {
     return book.kept_e ? book.kept_e + cut_.start(piece) : buffers.e;

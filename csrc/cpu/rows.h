@@ -175,7 +175,7 @@ private:
       row.affine.base += terms_[t].table->sum == Sum::Affine ? G[t] : A(0);
     }
     write_gradient(terms_, row, {z, buffers.e, size, y, m, log_s, A(1)}, buffers.numbers,
-                   Outlet<T>(to, cls, buffers.out, args_.stream));
+                   Outlet<T>(to, cls, buffers.out, args_.past_cache));
   }
 
   const RowGradArgs args_;

@@ -50,7 +50,7 @@ public:
       for (int64_t c = 0; c < cut_.count(); ++c)
         softmax_gradient_along(
             in(args_.probs, n, c, for_p.z), in(args_.upstream, n, c, for_g.z), A(dot), cut_.size(c),
-            Outlet<T>(at(args_.grad, n, c), args_.grad.cls, for_p.out, args_.stream));
+            Outlet<T>(at(args_.grad, n, c), args_.grad.cls, for_p.out, args_.past_cache));
     }
     finish_streaming();
   }

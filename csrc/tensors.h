@@ -1,0 +1,254 @@
+// From tensors to the arguments of kernels: what the operators of the CPU and of the CUDA kernels
+// share. Where memory comes from is theirs to say (Allocate).
+#pragma once
+
+#include "call.h"
+#include "row.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/strides.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace anl {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int scalars_of_term = 3;
+
+// Makes an uninitialised tensor of the logits' size.
+using Allocate = Tensor(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions&);
+
+inline Type type_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+  case at::kDouble:
+    return Type::Float64;
+  case at::kFloat:
+    return Type::Float32;
+  case at::kBFloat16:
+    return Type::BFloat16;
+  case at::kHalf:
+    return Type::Float16;
+  default:
+    TORCH_CHECK(false, "logits must be float64, float32, bfloat16 or float16, got ",
+                tensor.scalar_type());
+  }
+}
+
+inline at::ScalarType accumulator_of(const Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// (B, K, M) of a tensor of rows; dimensions after the classes must have one stride.
+struct View {
+  Shape shape;
+  Rows rows;
+};
+
+inline View view_of(const Tensor& tensor) {
+  if (tensor.dim() == 1)
+    return {{1, tensor.size(0), 1}, {tensor.data_ptr(), 0, tensor.stride(0), 0}};
+  const int64_t batch = tensor.stride(0), cls = tensor.stride(1);
+  int64_t M = 1, pos = 0;
+  for (int64_t d = tensor.dim() - 1; d >= 2; --d) {
+    if (tensor.size(d) == 1)
+      continue;
+    if (M == 1)
+      pos = tensor.stride(d);
+    TORCH_CHECK(tensor.stride(d) == pos * M, "the dimensions after the classes have no one stride");
+    M *= tensor.size(d);
+  }
+  return {{tensor.size(0), tensor.size(1), M}, {tensor.data_ptr(), batch, cls, pos}};
+}
+
+inline Rows rows_of(const Tensor& tensor) {
+  return tensor.defined() ? view_of(tensor).rows : Rows{};
+}
+
+inline void* data_of(const Tensor& tensor) {
+  return tensor.defined() ? tensor.data_ptr() : nullptr;
+}
+
+inline bool one_stride(const Tensor& tensor) {
+  int64_t expected = -1; // none yet
+  for (int64_t d = tensor.dim() - 1; d >= 2; --d) {
+    if (tensor.size(d) == 1)
+      continue;
+    if (expected >= 0 && tensor.stride(d) != expected)
+      return false;
+    expected = tensor.stride(d) * tensor.size(d);
+  }
+  return true;
+}
+
+// Logits that rows can be read from; a copy only where d1, d2, ... have no one stride.
+inline Tensor readable(const Tensor& logits) {
+  return one_stride(logits) ? logits : logits.contiguous();
+}
+
+// An output like the logits, with their strides if rows can be written through them.
+inline Tensor empty_like_rows(const Tensor& logits, Allocate* allocate) {
+  if (!one_stride(logits))
+    return allocate(logits.sizes(), c10::contiguous_strides(logits.sizes()), logits.options());
+  if (logits.is_non_overlapping_and_dense())
+    return allocate(logits.sizes(), logits.strides(), logits.options());
+  return allocate(logits.sizes(), at::infer_dense_strides(logits.sizes(), logits.strides()),
+                  logits.options());
+}
+
+// A sum of terms as the Python side encodes it: places in the list of functors, and for each term
+// its weight and scalars.
+struct TermList {
+  at::IntArrayRef functors;
+  at::ArrayRef<double> numbers;
+  int num_functors; // that the kernels have
+
+  int64_t size() const { return int64_t(functors.size()); }
+
+  std::vector<TermSpec> specs() const {
+    TORCH_CHECK(numbers.size() == functors.size() * (1 + scalars_of_term));
+    std::vector<TermSpec> terms;
+    for (size_t t = 0; t < functors.size(); ++t) {
+      TORCH_CHECK(functors[t] >= 0 && functors[t] < num_functors, "no functor ", functors[t]);
+      const double* n = numbers.data() + t * (1 + scalars_of_term);
+      terms.push_back({int(functors[t]), n[0], {n[1], n[2], n[3]}});
+    }
+    return terms;
+  }
+};
+
+// What every row call is given, as kernels read it: the tensors live as long as their arguments.
+struct RowInputs {
+  Tensor logits, labels, scale;
+  std::vector<TermSpec> terms;
+
+  RowInputs(const Tensor& logits, const Tensor& target, const Tensor& row_scale)
+      : logits(readable(logits)), labels(target.contiguous()), scale(row_scale.contiguous()) {}
+  RowInputs(const RowInputs&) = delete; // arguments point into it
+
+  bool empty() const { return logits.numel() == 0; }
+
+  void fill_in(RowArgs& args, const TermList& list, int64_t ignore_index) {
+    const auto acc = accumulator_of(logits);
+    TORCH_CHECK(scale.scalar_type() == acc, "row_scale must be ", acc);
+    TORCH_CHECK(labels.scalar_type() == at::kLong || labels.scalar_type() == at::kInt,
+                "target must be int64 or int32");
+    const View view = view_of(logits);
+    TORCH_CHECK(labels.numel() == view.shape.rows(), "target must have a label for each row");
+    terms = list.specs();
+    args.type = type_of(logits);
+    args.shape = view.shape;
+    args.logits = view.rows;
+    args.target = labels.data_ptr();
+    args.target_is_int32 = labels.scalar_type() == at::kInt;
+    args.ignore_index = ignore_index;
+    args.row_scale = scale.data_ptr();
+    args.scale_stride = scale.numel() == 1 ? 0 : 1;
+    args.terms = terms.data();
+    args.num_terms = int(terms.size());
+  }
+};
+
+// Which outputs row_loss has beside the losses of rows: RowRequest in
+// anl_kernels/backends/interface.py.
+struct Wanted {
+  bool grad, inplace, stats, aux, probs;
+};
+
+// RowOutputs there, in that order; undefined, None in Python, where it is not wanted.
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// A call of row_loss: its arguments, and all of its outputs but the first, which is a matter of
+// the losses of rows (the second).
+struct RowLossCall : RowInputs {
+  Tensor weights;
+  Outputs outputs;
+  RowLossArgs args = {}; // filled in unless there are no rows
+
+  RowLossCall(const Tensor& given, const Tensor& target, const Tensor& row_scale,
+              const OptionalTensor& term_weights, const TermList& list, int64_t ignore_index,
+              const Wanted& wanted, Allocate* allocate)
+      : RowInputs(given, target, row_scale),
+        weights(term_weights ? term_weights->contiguous() : Tensor()),
+        outputs(outputs_for(given, target.numel(), list.size(), wanted, allocate)) {
+    if (empty())
+      return;
+    fill_in(args, list, ignore_index);
+    args.term_weights = data_of(weights);
+    args.grad = rows_of(wanted.grad && wanted.inplace ? given : std::get<2>(outputs));
+    args.row_losses = data_of(std::get<1>(outputs));
+    args.stats = data_of(std::get<3>(outputs));
+    args.term_losses = data_of(std::get<4>(outputs));
+    args.lse = data_of(std::get<5>(outputs));
+    args.p_y = data_of(std::get<6>(outputs));
+    args.argmax = static_cast<int64_t*>(data_of(std::get<7>(outputs)));
+    args.probs = rows_of(std::get<8>(outputs));
+  }
+
+private:
+  Outputs outputs_for(const Tensor& given, int64_t N, int64_t T, const Wanted& wanted,
+                      Allocate* allocate) const {
+    const auto options = logits.options();
+    auto rows = [&](bool is_wanted, at::IntArrayRef shape) {
+      return is_wanted ? at::empty(shape, options.dtype(scale.scalar_type())) : Tensor();
+    };
+    auto like_logits = [&](bool is_wanted) {
+      return is_wanted ? empty_like_rows(given, allocate) : Tensor();
+    };
+    return {Tensor(),
+            rows(true, {N}),
+            like_logits(wanted.grad && !wanted.inplace),
+            rows(wanted.stats, {N, num_stats + T}),
+            rows(wanted.aux, {N, T}),
+            rows(wanted.aux, {N}),
+            rows(wanted.aux, {N}),
+            wanted.aux ? at::empty({N}, options.dtype(at::kLong)) : Tensor(),
+            like_logits(wanted.probs)};
+  }
+};
+
+// A call of row_grad, which writes to `grad`.
+struct RowGradCall : RowInputs {
+  Tensor stats;
+  RowGradArgs args = {};
+
+  RowGradCall(const Tensor& grad, const Tensor& given, const Tensor& target,
+              const Tensor& row_scale, const Tensor& saved, const TermList& list,
+              int64_t ignore_index)
+      : RowInputs(given, target, row_scale), stats(saved.contiguous()) {
+    fill_in(args, list, ignore_index);
+    args.grad = rows_of(grad);
+    args.stats = stats.data_ptr();
+  }
+};
+
+// The softmax is a row_loss without targets; of readable logits.
+inline RowLossArgs softmax_args(const Tensor& logits, const Tensor& probs) {
+  const View view = view_of(logits);
+  RowLossArgs args = {};
+  args.type = type_of(logits);
+  args.shape = view.shape;
+  args.logits = view.rows;
+  args.probs = rows_of(probs);
+  return args;
+}
+
+// Of readable tensors of one shape.
+inline SoftmaxBackwardArgs softmax_backward_args(const Tensor& upstream, const Tensor& probs,
+                                                 const Tensor& grad) {
+  const View view = view_of(probs);
+  SoftmaxBackwardArgs args = {};
+  args.type = type_of(probs);
+  args.shape = view.shape;
+  args.upstream = rows_of(upstream);
+  args.probs = view.rows;
+  args.grad = rows_of(grad);
+  return args;
+}
+
+} // namespace anl
