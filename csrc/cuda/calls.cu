@@ -1,0 +1,88 @@
+// The calls of interface.h that choose among kernels.
+#include "kernels.h"
+
+namespace anl::cuda {
+namespace {
+
+// Rows of one stride, and the plan for them.
+Plan planned(RowLossArgs& args, const Place& place) {
+  check_shape(args.shape);
+  canonical(args.shape, args.logits, args.grad, args.probs);
+  int64_t slots = 0;
+  with_type(args.type, [&](auto storage) {
+    using A = Accumulator<decltype(storage)>;
+    slots = RowSlots<A>::size(terms_of<A>(args).num_dense) * int64_t(sizeof(A));
+  });
+  return plan_rows(args.type, args.shape, args.logits, slots, Cluster::shared_bytes,
+                   describe_device(place.device), limits());
+}
+
+int64_t stats_bytes(const RowLossArgs& args) {
+  return args.shape.rows() * (num_stats + args.num_terms) * accumulator_size(args.type);
+}
+
+// The sums, then the gradient and the softmax from what was saved of the rows.
+void split_row_loss(RowLossArgs args, const Plan& plan, void* workspace, const Place& place) {
+  if (!args.stats)
+    args.stats = static_cast<char*>(workspace) + split_workspace(args, plan);
+  launch_split(args, plan, workspace, place.stream);
+  if (!args.grad.data && !args.probs.data)
+    return;
+  RowGradArgs grad = {args, args.stats};
+  const Plan grad_plan =
+      plan_grad(args.type, args.shape, args.logits, describe_device(place.device), limits());
+  launch_grad_rows(grad, args.probs, grad_plan, place.stream);
+}
+
+} // namespace
+
+Limits& limits() {
+  static Limits limits;
+  return limits;
+}
+
+int num_functors() { return count_of_functors; }
+
+int64_t row_loss_workspace(const RowLossArgs& given, const Place& place) {
+  RowLossArgs args = given;
+  const Plan plan = planned(args, place);
+  return plan.form == Form::Split ? split_workspace(args, plan) + stats_bytes(args) : 0;
+}
+
+void row_loss(const RowLossArgs& given, void* workspace, const Place& place) {
+  RowLossArgs args = given;
+  const Plan plan = planned(args, place);
+  switch (plan.form) {
+  case Form::Tile:
+  case Form::Elements:
+    return launch_tiles(args, plan, place.stream);
+  case Form::WarpRows:
+  case Form::Cluster:
+  case Form::Stream:
+    return launch_rows(args, plan, place.stream);
+  case Form::Split:
+    return split_row_loss(args, plan, workspace, place);
+  }
+}
+
+RowLossLaunch row_loss_launch(const RowLossArgs& given, const Place& place) {
+  RowLossArgs args = given;
+  const Plan plan = planned(args, place);
+  const Grid grid = grid_of(plan, args.shape, size_of(args.type));
+  return {name_of(plan.form), grid.blocks_x * grid.blocks_y, grid.threads, grid.cluster,
+          grid.shared_bytes};
+}
+
+void row_grad(const RowGradArgs& given, const Place& place) {
+  RowGradArgs args = given;
+  check_shape(args.shape);
+  canonical(args.shape, args.logits, args.grad);
+  const Plan plan =
+      plan_grad(args.type, args.shape, args.logits, describe_device(place.device), limits());
+  if (plan.form == Form::Stream)
+    launch_grad_rows(args, {}, plan, place.stream);
+  else
+    launch_grad_tiles(args, plan, place.stream);
+}
+
+} // namespace anl::cuda

@@ -1,0 +1,108 @@
+// From a row's statistics to its results: sums, heads, what is stored for the row.
+#pragma once
+
+#include "plan.h"
+#include "row.h"
+
+namespace anl::cuda {
+
+template <class A> struct RowLossParam {
+  RowLossArgs args;
+  Plan plan;
+  bool all_rows; // ignored ones are read too
+  Terms<A> terms;
+};
+
+template <class A> ANL_DEVICE A scale_of_row(const RowArgs& args, int64_t n) {
+  return static_cast<const A*>(args.row_scale)[n * args.scale_stride];
+}
+
+template <class A> ANL_DEVICE void store_to(void* rows, int64_t at, A value) {
+  if (rows)
+    static_cast<A*>(rows)[at] = value;
+}
+
+// Stores the row's numbers, but for the loss of each term.
+template <class A>
+ANL_DEVICE void store_row(const RowLossArgs& args, int64_t n, const Label<A>& label,
+                          const RowSums<A>& row, const Slopes<A>& slopes) {
+  const Softmax<A>& softmax = row.softmax;
+  store_to(args.row_losses, n, label.counted ? slopes.loss : A(0));
+  store_to(args.lse, n, softmax.m + softmax.log_s);
+  store_to(args.p_y, n, label.counted ? softmax.p_y : A(0));
+  if (!args.stats)
+    return;
+  A* stats = static_cast<A*>(args.stats) + n * (num_stats + args.num_terms);
+  stats[0] = softmax.m;
+  stats[1] = softmax.log_s;
+  stats[2] = slopes.gy;
+  stats[3] = slopes.q;
+}
+
+template <class A>
+ANL_DEVICE void store_argmax(const RowLossArgs& args, int64_t n, const Best<A>& best,
+                             const Label<A>& label) {
+  const Best<A> target = {label.z_y, label.y};
+  const int index = label.y >= 0 ? merge(best, target).index : best.index;
+  // No logit is more than -inf: all are equal, and the first is the best.
+  args.argmax[n] = best.z > -A(INFINITY) || label.z_y > -A(INFINITY) ? index : 0;
+}
+
+// The heads of a row, by whoever runs them; `reports` stores what is kept of it. Gives the slopes
+// of the gradient times `factor`.
+template <class A>
+ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>& label,
+                             const RowSums<A>& row, const RowSlots<A>& slots, bool leads,
+                             bool reports, A factor) {
+  const RowLossArgs& args = p.args;
+  const auto put = [&](int t, A loss, A G) {
+    if (!reports)
+      return;
+    const int64_t T = p.terms.count;
+    store_to(args.term_losses, n * T + t, label.counted ? loss : A(0));
+    store_to(args.stats, n * (num_stats + T) + num_stats + t, G);
+  };
+  const Slopes<A> slopes =
+      run_heads(p.terms, static_cast<const A*>(args.term_weights), row, slots, leads, factor, put);
+  if (reports)
+    store_row(args, n, label, row, slopes);
+  if (leads) {
+    slots.put(0, slopes.gy * factor);
+    slots.put(1, slopes.q * factor);
+    slots.put(2, slopes.base * factor);
+  }
+}
+
+// Everything of a row but the reading of its logits.
+template <class T, class Source, class Team, class GradSink>
+ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, bool exists,
+                           const Label<Accumulator<T>>& label, const Source& source, Team& team,
+                           const RowSlots<Accumulator<T>>& slots, const GradSink& grad,
+                           const Sink<T>& probs) {
+  using A = Accumulator<T>;
+  const RowLossArgs& args = p.args;
+  const Statistics<A> s = team.reduce(statistics_of(source, p.terms.linear, anchor(label.z_y)));
+  RowSums<A> row = row_sums(s, label, int(args.shape.K));
+  sum_dense(p.terms, source, s, team, slots, row);
+  if (args.argmax) {
+    const Best<A> best = team.reduce(best_of(source));
+    if (team.reports() && exists)
+      store_argmax(args, n, best, label);
+  }
+  const bool counts = exists && label.counted;
+  const A factor = grad && counts ? scale_of_row<A>(args, n) : A(0);
+  if (team.runs_heads()) {
+    warp_barrier(); // the sums are in their slots
+    finish_heads(p, n, label, row, slots, team.leads(), team.reports() && exists, factor);
+  }
+  team.synchronise();
+  if (!exists || !(grad || probs))
+    return;
+  const RowGradient<A> gradient = {slots.get(0), slots.get(1),    slots.get(2),
+                                   row.lines,    row.some_absent, !counts};
+  write_row(
+      p.terms, source, scale_of(row), gradient, [&](int i) { return slots.slope(i); }, label,
+      row.softmax.p_y, grad, probs);
+}
+
+} // namespace anl::cuda

@@ -1,0 +1,53 @@
+// The CUDA kernels, to whoever has pointers and a stream: no PyTorch.
+#pragma once
+
+#include "../call.h"
+
+namespace anl::cuda {
+
+// Where kernels run. The device must be the current one.
+struct Place {
+  int device;
+  void* stream; // cudaStream_t
+};
+
+// Which rows take which form; see plan.h. Tests change them to meet every form at small sizes.
+struct Limits {
+  int64_t tile_classes = 128;   // neighbouring classes up to this many: several rows in a tile
+  int64_t warp_bytes = 4 << 10; // rows up to this long: a warp each
+  int64_t chunk_bytes =
+      32 << 10;             // of a row that a block of a cluster takes, while there are blocks
+  int64_t max_cluster = 16; // blocks
+  int64_t shared_bytes = 1 << 20;     // of a block, where the device has more
+  int64_t split_below_rows = 64;      // fewer rows than this are split, if they are
+  int64_t split_from_bytes = 1 << 18; // this long, and no cluster holds one;
+  int64_t part_bytes = 32 << 10;      // a block then takes this much
+};
+Limits& limits();
+
+// Names of functors are places in the list of terms.h.
+int num_functors();
+
+// Most terms in a sum.
+constexpr int max_terms = 32;
+
+// Bytes of device memory that row_loss needs to work in; 0 but for rows that are split.
+int64_t row_loss_workspace(const RowLossArgs&, const Place&);
+void row_loss(const RowLossArgs&, void* workspace, const Place&);
+void row_grad(const RowGradArgs&, const Place&);
+void softmax_backward(const SoftmaxBackwardArgs&, const Place&);
+
+// Multiplies `count` numbers by one on the device, in the accumulator's type: float64 for float64,
+// else float32. Reads and writes nothing when it is 1.
+void scale(Type, void* data, int64_t count, const void* factor, const Place&);
+
+// What row_loss launches, for people and tests.
+struct RowLossLaunch {
+  const char* form; // plan.h
+  int64_t blocks;
+  int threads, cluster;
+  int64_t shared_bytes;
+};
+RowLossLaunch row_loss_launch(const RowLossArgs&, const Place&);
+
+} // namespace anl::cuda

@@ -1,0 +1,143 @@
+// The operators torch.ops.anl_kernels_cuda.*: tensors in, kernels started, tensors out; nothing
+// here waits for the device. anl_kernels/backends/cuda/launch.py calls them.
+#include "ops.h"
+
+#include "../tensors.h"
+#include "interface.h"
+#include "place.h"
+
+#include <ATen/ops/empty_strided.h>
+#include <torch/library.h>
+
+#include <string>
+#include <utility>
+
+namespace anl::cuda {
+namespace {
+
+// PyTorch's own allocator: it keeps memory for each stream, and in CUDA graphs.
+Tensor allocate(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions& options) {
+  return at::empty_strided(sizes, strides, options);
+}
+
+void check_device(const char* name, const Tensor& tensor, const Tensor& logits) {
+  TORCH_CHECK(tensor.device() == logits.device(), name, " is on ", tensor.device(),
+              " and must be on ", logits.device(), ", as the logits are; move it there with .to()");
+}
+
+TermList terms_of(at::IntArrayRef functors, at::ArrayRef<double> numbers) {
+  TORCH_CHECK(functors.size() <= size_t(max_terms), "terms: the CUDA kernels take a sum of up to ",
+              max_terms, ", got ", functors.size(), "; choose ak.use_backend('triton')");
+  return {functors, numbers, num_functors()};
+}
+
+// Memory to work in may go back to the allocator at once: whoever gets it next in this stream comes
+// after the kernels.
+void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
+  const int64_t bytes = row_loss_workspace(args, place);
+  const Tensor workspace = bytes ? at::empty({bytes}, logits.options().dtype(at::kByte)) : Tensor();
+  cuda::row_loss(args, data_of(workspace), place);
+}
+
+// See Backend.row_loss in anl_kernels/backends/interface.py; the first of the outputs, the loss, is
+// left to launch.py.
+Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                 const OptionalTensor& term_weights, at::IntArrayRef functors,
+                 at::ArrayRef<double> numbers, int64_t ignore_index, bool write_grad, bool inplace,
+                 bool write_stats, bool aux, bool probs) {
+  check_device("target", target, logits);
+  check_device("row_scale", row_scale, logits);
+  if (term_weights)
+    check_device("term_weights", *term_weights, logits);
+  const OnDeviceOf device(logits);
+  RowLossCall call(logits, target, row_scale, term_weights, terms_of(functors, numbers),
+                   ignore_index, {write_grad, inplace, write_stats, aux, probs}, allocate);
+  if (call.empty())
+    return std::move(call.outputs);
+  run(call.args, call.logits, device.place());
+  return std::move(call.outputs);
+}
+
+// See Backend.row_grad.
+void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& target,
+                   const Tensor& row_scale, const Tensor& stats, at::IntArrayRef functors,
+                   at::ArrayRef<double> numbers, int64_t ignore_index) {
+  check_device("grad", grad, logits);
+  check_device("target", target, logits);
+  check_device("row_scale", row_scale, logits);
+  check_device("stats", stats, logits);
+  if (logits.numel() == 0)
+    return;
+  const OnDeviceOf device(logits);
+  const RowGradCall call(grad, logits, target, row_scale, stats, terms_of(functors, numbers),
+                         ignore_index);
+  cuda::row_grad(call.args, device.place());
+}
+
+Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, allocate); }
+
+Tensor softmax(const Tensor& given) {
+  const OnDeviceOf device(given);
+  const Tensor logits = readable(given), probs = empty_like_rows(given);
+  if (logits.numel() == 0)
+    return probs;
+  run(softmax_args(logits, probs), logits, device.place());
+  return probs;
+}
+
+Tensor softmax_backward(const Tensor& given_upstream, const Tensor& given_probs) {
+  check_device("upstream", given_upstream, given_probs);
+  const OnDeviceOf device(given_probs);
+  const Tensor upstream = readable(given_upstream), probs = readable(given_probs);
+  const Tensor grad = empty_like_rows(given_probs);
+  if (probs.numel() != 0)
+    cuda::softmax_backward(softmax_backward_args(upstream, probs, grad), device.place());
+  return grad;
+}
+
+// See Backend.scale_. The kernel walks memory, which a tensor without gaps is.
+void scale_(const Tensor& tensor, const Tensor& factor) {
+  check_device("factor", factor, tensor);
+  if (tensor.numel() == 0)
+    return;
+  if (!tensor.is_non_overlapping_and_dense()) {
+    tensor.mul_(factor);
+    return;
+  }
+  const OnDeviceOf device(tensor);
+  const Tensor number = factor.to(accumulator_of(tensor));
+  cuda::scale(type_of(tensor), tensor.data_ptr(), tensor.numel(), number.data_ptr(),
+              device.place());
+}
+
+TORCH_LIBRARY(anl_kernels_cuda, library) {
+  library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
+              "int[] functors, float[] numbers, int ignore_index, bool write_grad, bool inplace, "
+              "bool write_stats, bool aux, bool probs) -> "
+              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
+              "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");
+  library.def("softmax(Tensor logits) -> Tensor");
+  library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
+  library.def("empty_like_rows(Tensor logits) -> Tensor");
+  library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
+  library.impl("row_loss", row_loss);
+  library.impl("row_grad_into", row_grad_into);
+  library.impl("softmax", softmax);
+  library.impl("softmax_backward", softmax_backward);
+  library.impl("empty_like_rows", empty_like_rows);
+  library.impl("scale_", scale_);
+}
+
+} // namespace
+
+RowLossLaunch launch_of(const Tensor& given) {
+  const OnDeviceOf device(given);
+  const Tensor logits = readable(given);
+  return row_loss_launch(softmax_args(logits, Tensor()), device.place());
+}
+
+} // namespace anl::cuda
