@@ -6,6 +6,9 @@
 #ifdef __CUDACC__
 #define ANL_FN __host__ __device__ __forceinline__
 #define ANL_RARE_FN __host__ __device__ __noinline__
+#elif defined(_MSC_VER)
+#define ANL_FN __forceinline
+#define ANL_RARE_FN __declspec(noinline)
 #else
 #define ANL_FN inline __attribute__((always_inline))
 #define ANL_RARE_FN __attribute__((noinline, cold)) // keeps the registers of a loop for the loop

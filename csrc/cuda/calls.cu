@@ -4,6 +4,14 @@
 namespace anl::cuda {
 namespace {
 
+Device device_of(const Place& place) {
+  Device device = describe_device(place.device);
+  if (device.max_cluster > 1)
+    device.max_cluster =
+        std::min(device.max_cluster, largest_row_cluster(place.device, device.shared_bytes));
+  return device;
+}
+
 // Rows of one stride, and the plan for them.
 Plan planned(RowLossArgs& args, const Place& place) {
   check_shape(args.shape);
@@ -14,7 +22,7 @@ Plan planned(RowLossArgs& args, const Place& place) {
     slots = RowSlots<A>::size(terms_of<A>(args).num_dense) * int64_t(sizeof(A));
   });
   return plan_rows(args.type, args.shape, args.logits, slots, Cluster::shared_bytes,
-                   describe_device(place.device), limits());
+                   device_of(place), limits());
 }
 
 int64_t stats_bytes(const RowLossArgs& args) {

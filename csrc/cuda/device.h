@@ -10,6 +10,7 @@
 #else
 
 #include <climits>
+#include <cstring>
 #include <cuda_runtime.h>
 #include <stdexcept>
 #include <stdint.h>
@@ -62,11 +63,11 @@ ANL_DEVICE void warp_barrier() { __syncwarp(); }
 template <class V> ANL_DEVICE V shuffle_xor(V value, int mask) {
   static_assert(sizeof(V) % 4 == 0);
   uint32_t words[sizeof(V) / 4];
-  __builtin_memcpy(words, &value, sizeof(V));
+  memcpy(words, &value, sizeof(V));
 #pragma unroll
   for (uint32_t& word : words)
     word = __shfl_xor_sync(0xffffffffu, word, mask);
-  __builtin_memcpy(&value, words, sizeof(V));
+  memcpy(&value, words, sizeof(V));
   return value;
 }
 
@@ -89,10 +90,10 @@ ANL_DEVICE int cluster_size() {
   return size;
 }
 // All threads of all blocks of the cluster; what they stored before, also to peers, is then seen.
-// A block must not end while peers may still store to it.
+// A block must not end while peers may still store to it. Not .aligned: a warp may arrive in parts.
 ANL_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n"
-               "barrier.cluster.wait.acquire.aligned;" ::
+  asm volatile("barrier.cluster.arrive.release;\n"
+               "barrier.cluster.wait.acquire;" ::
                    : "memory");
 }
 // Stores to where `own`, an address of this block's shared memory, is in the block of that rank.
@@ -101,7 +102,7 @@ template <class V> ANL_DEVICE void store_to_peer(V* own, int rank, V value) {
   const auto here = static_cast<uint32_t>(__cvta_generic_to_shared(own));
   uint32_t there, words[sizeof(V) / 4];
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-  __builtin_memcpy(words, &value, sizeof(V));
+  memcpy(words, &value, sizeof(V));
 #pragma unroll
   for (int i = 0; i < int(sizeof(V) / 4); ++i)
     asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there + 4 * i), "r"(words[i]) : "memory");
@@ -191,6 +192,27 @@ inline Device describe_device(int index) {
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device.max_cluster = attribute(cudaDevAttrClusterLaunch) ? 16 : 1;
   return device;
+}
+
+// The most blocks that a cluster of this kernel can have on the current device, when each has that
+// much shared memory: 16 on a whole H100, fewer where its multiprocessors are shared out (MIG).
+template <class Param>
+int largest_cluster(void (*kernel)(Param), int threads, int64_t shared_bytes) {
+  const auto entry = reinterpret_cast<const void*>(kernel);
+  constexpr int portable = 8;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(16);
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared_bytes);
+  int blocks = 0;
+  const bool known = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                                          1) == cudaSuccess &&
+                     cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          int(shared_bytes)) == cudaSuccess &&
+                     cudaOccupancyMaxPotentialClusterSize(&blocks, entry, &config) == cudaSuccess;
+  if (!known)
+    cudaGetLastError(); // and forget it
+  return known ? blocks : portable;
 }
 
 // Starts a kernel on a stream (a cudaStream_t) of the current device.

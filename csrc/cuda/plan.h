@@ -115,7 +115,7 @@ inline Plan plan_rows(Type type, const Shape& shape, const Rows& rows, int64_t s
   const int max_cluster = int(std::min<int64_t>(device.max_cluster, limits.max_cluster));
   // Grown until a block's part is short enough for several blocks to share a multiprocessor: while
   // one waits for memory another computes.
-  while (plan.cluster < max_cluster && K * size > plan.cluster * limits.chunk_bytes)
+  while (2 * plan.cluster <= max_cluster && K * size > plan.cluster * limits.chunk_bytes)
     plan.cluster *= 2;
   const int64_t vectors = ceil_div(bytes / 16, plan.cluster);
   plan.shared_bytes = fixed + vectors * 16;

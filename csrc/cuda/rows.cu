@@ -1,6 +1,8 @@
 // Loss and gradient of long rows with neighbouring classes: a warp to a row, or a cluster.
 #include "kernels.h"
 
+#include <atomic>
+
 namespace anl::cuda {
 namespace {
 
@@ -83,6 +85,15 @@ cluster_row_kernel(ANL_PARAM RowLossParam<Accumulator<T>> p) {
 }
 
 } // namespace
+
+int largest_row_cluster(int device, int64_t shared_bytes) {
+  constexpr int devices = 64;
+  static std::atomic<int> known[devices]; // 0: not yet
+  std::atomic<int>& blocks = known[device % devices];
+  if (blocks == 0)
+    blocks = largest_cluster(cluster_row_kernel<float, true>, row_threads, shared_bytes);
+  return blocks;
+}
 
 void launch_rows(const RowLossArgs& args, const Plan& plan, void* stream) {
   with_type(args.type, [&](auto storage) {

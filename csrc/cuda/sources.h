@@ -98,8 +98,8 @@ public:
     if (!this->owns(this->y_))
       return;
     const int v = (this->y_ + this->head_) / width;
-    T* slot = reinterpret_cast<T*>(slots_ + (v - this->first_));
-    shared_store(slot + (this->y_ - this->class_at(v)), minus_infinity<T>());
+    Bytes16* slot = slots_ + (v - this->first_);
+    shared_store(slot, without_class(shared_load(slot), this->y_ - this->class_at(v)));
   }
 
   template <class F> ANL_DEVICE void visit(const F& f) const {
@@ -112,6 +112,16 @@ public:
   }
 
 private:
+  ANL_DEVICE static Bytes16 without_class(Bytes16 packed, int place) {
+    T stored[width];
+    memcpy(stored, &packed, sizeof packed);
+#pragma unroll
+    for (int i = 0; i < width; ++i)
+      stored[i] = i == place ? minus_infinity<T>() : stored[i];
+    memcpy(&packed, stored, sizeof packed);
+    return packed;
+  }
+
   Bytes16* slots_; // this thread's first
 };
 
