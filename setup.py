@@ -1,24 +1,40 @@
-"""Build script: the metadata lives in pyproject.toml, the C++ extensions here.
+"""Build script: the metadata lives in pyproject.toml, the C++ and CUDA extensions here.
 
-They need torch and a compiler while building: ``pip install --no-build-isolation .``. Without
-either the package installs and works all the same, on its other backends, and says so.
+They need torch and a compiler while building: ``pip install --no-build-isolation .``; the CUDA
+kernels a torch with CUDA, and nvcc. Without any of them the package installs and works all the
+same, on its other backends, and says so.
 
 Environment:
     ANL_KERNELS_BUILD=0        build no extension; =1: an extension that fails is an error
+    FORCE_CUDA=1               without the CUDA kernels it is an error; =0: do not build them
+    TORCH_CUDA_ARCH_LIST=...   compute capabilities to build them for, such as "9.0" or "8.0;9.0"
+    CUDA_HOME=...              where CUDA is, if nvcc in the PATH does not tell
     ANL_KERNELS_SANITIZE=1     with AddressSanitizer and UBSan (see `make sanitize`)
     MAX_JOBS=n                 compile n files at a time
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from setuptools import Extension, setup
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 WANTED = os.environ.get("ANL_KERNELS_BUILD", "auto")
+FORCE_CUDA = os.environ.get("FORCE_CUDA", "auto")
 SANITIZE = os.environ.get("ANL_KERNELS_SANITIZE") == "1"
+WINDOWS = sys.platform == "win32"
 
 # Flags of each instruction set that kernels are compiled for; the best that the processor has is
 # loaded (anl_kernels/backends/cpu/library.py). Each is a library of its own, so that no function
@@ -66,21 +82,124 @@ def cpu_extensions() -> list[Extension]:
     return [operators, *kernels]
 
 
-def build_command() -> type:
-    """PyTorch's build_ext; a failure is told, and is no error unless the extension was demanded."""
+# Each runs on all later GPUs of its generation; 9.0 and 10.0 have clusters, which 8.0 has not. The
+# last is there as PTX too, which drivers compile for whatever comes later.
+ARCHITECTURES = ("8.0", "9.0", "10.0")
+NVCC_OF_BLACKWELL = (12, 8)  # the first that knows 10.0
+
+
+class Nvcc(NamedTuple):
+    """The CUDA compiler."""
+
+    home: Path
+    release: tuple[int, int]
+
+    def __str__(self) -> str:
+        return "nvcc {}.{}".format(*self.release)
+
+    def architectures(self) -> str:
+        """What to compile for, as torch reads it; never what GPU happens to be in this machine."""
+        asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+        known = ARCHITECTURES if self.release >= NVCC_OF_BLACKWELL else ARCHITECTURES[:-1]
+        return asked or ";".join(known) + "+PTX"
+
+
+def ask_for_home() -> None:
+    """Set CUDA_HOME to where nvcc says it is: what is in the PATH may be a script that calls it."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    dry = [nvcc, "--dryrun", "-x", "cu", "-E", os.devnull]
+    told = subprocess.run(dry, capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.*)", told, re.MULTILINE)
+    if top:
+        os.environ["CUDA_HOME"] = str(Path(top[1].strip()).resolve())
+
+
+def find_nvcc() -> Nvcc | None:
+    """The nvcc that torch would call."""
+    ask_for_home()
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    home = Path(CUDA_HOME or "nowhere")
+    try:
+        told = subprocess.check_output([home / "bin" / "nvcc", "--version"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    release = re.search(r"release (\d+)\.(\d+)", told)
+    return Nvcc(home, (int(release[1]), int(release[2]))) if release else None
+
+
+def why_no_cuda(torch: ModuleType, nvcc: Nvcc | None) -> str | None:
+    """What hinders the CUDA kernels, if anything does. Whether there is a GPU does not matter."""
+    if FORCE_CUDA == "0":
+        return "FORCE_CUDA=0"
+    if SANITIZE:
+        return "ANL_KERNELS_SANITIZE=1 is for the CPU's"
+    if torch.version.hip:
+        return f"torch {torch.__version__} is for ROCm"
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is without CUDA"
+    if nvcc is None:
+        return "nvcc is not found (set CUDA_HOME, or add it to the PATH)"
+    if not (nvcc.home / "include" / "cuda_runtime_api.h").exists():
+        return f"{nvcc.home} has no include/cuda_runtime_api.h (set CUDA_HOME to where CUDA is)"
+    if nvcc.release[0] != int(torch.version.cuda.partition(".")[0]):
+        return f"{nvcc} does not go with torch {torch.__version__}, of CUDA {torch.version.cuda}"
+    return None
+
+
+def cuda_extension(architectures: str) -> Extension:
+    """The CUDA backend: its operators, and its kernels, which include no header of torch's."""
+    from torch.utils.cpp_extension import CUDAExtension
+
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures  # torch makes flags of it
+    host = ["/std:c++20", "/O2"] if WINDOWS else ["-std=c++20", "-fvisibility=hidden", *OPTIMISE]
+    # On Windows torch gives nvcc the standard, which it takes only once.
+    device = [] if WINDOWS else ["-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
+    return CUDAExtension(
+        "anl_kernels._cuda",
+        ["csrc/cuda/ops.cpp", "csrc/cuda/module.cpp", *sorted(glob("csrc/cuda/*.cu"))],
+        extra_compile_args={
+            "cxx": [*host, f"-DANL_CUDA_ARCHITECTURES={architectures}"],
+            "nvcc": [*device, "-O3"],
+        },
+    )
+
+
+class Part(NamedTuple):
+    """Extensions that are built together, or not at all."""
+
+    name: str
+    extensions: list[Extension]
+    demanded: bool
+    without: str
+    """What to set to do without them."""
+
+
+def build_command(parts: list[Part]) -> type:
+    """PyTorch's build_ext; a part's failure is told, and is an error only if it was demanded."""
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
+            extensions, compiler = self.extensions, self.compiler
+            built = [part for part in parts if self.built(part, copy.copy(compiler))]
+            extensions[:] = [extension for part in built for extension in part.extensions]
+            self.extensions = extensions
+
+        def built(self, part: Part, compiler: object) -> bool:
+            # torch hooks itself into the compiler it is given: each part has its own.
+            self.extensions, self.compiler = list(part.extensions), compiler
             try:
                 super().build_extensions()
             except Exception as error:
-                if WANTED == "1":
-                    raise
-                say(f"the C++ extension did not build, the package goes on without it: {error}")
-                for extension in self.extensions:
-                    extension.optional = True
-                self.extensions.clear()
+                if part.demanded:
+                    message = f"{part.name} did not build ({part.without} leaves them out): {error}"
+                    raise RuntimeError(f"anl_kernels: {message}") from error
+                say(f"{part.name} did not build, the package goes on without them: {error}")
+                return False
+            return True
 
     return Build
 
@@ -90,24 +209,52 @@ def say(message: str) -> None:
     print(f"anl_kernels: {message}", file=sys.stderr)
 
 
-def extensions() -> dict[str, object]:
-    """Arguments of ``setup``: what can be built here."""
+def parts_with(torch: ModuleType) -> list[Part]:
+    """What can be built here; says so, and what not, in one line."""
+    parts, without, said = [], [], []
+    nvcc = find_nvcc() if torch.version.cuda else None  # before torch looks for it
+    if WINDOWS:
+        without.append("the CPU kernels: they use the vector types of GCC and Clang")
+    else:
+        parts.append(
+            Part("the CPU kernels", cpu_extensions(), WANTED == "1", "ANL_KERNELS_BUILD=0")
+        )
+        said.append(f"the CPU kernels for {', '.join(INSTRUCTION_SETS)}")
+    reason = why_no_cuda(torch, nvcc)
+    if reason and FORCE_CUDA == "1":
+        sys.exit(f"anl_kernels: FORCE_CUDA=1, but the CUDA kernels cannot be built: {reason}")
+    if reason or nvcc is None:
+        without.append(f"the CUDA kernels: {reason}")
+    else:
+        architectures = nvcc.architectures()
+        demanded = "1" in (WANTED, FORCE_CUDA)
+        extensions = [cuda_extension(architectures)]
+        parts.append(Part("the CUDA kernels", extensions, demanded, "FORCE_CUDA=0"))
+        said.append(f"the CUDA kernels for {architectures} with {nvcc}")
+    building = f"building {' and '.join(said)} with torch {torch.__version__}" if said else ""
+    say("; ".join(filter(None, [building, *(f"not {reason}" for reason in without)])))
+    return parts
+
+
+def arguments() -> dict[str, object]:
+    """Arguments of ``setup``."""
+    if WANTED == "0" and FORCE_CUDA == "1":
+        sys.exit("anl_kernels: ANL_KERNELS_BUILD=0 and FORCE_CUDA=1 contradict each other")
     if WANTED == "0":
-        say("ANL_KERNELS_BUILD=0: no C++ extension")
-        return {}
-    if sys.platform == "win32":
-        say("the CPU kernels use the vector types of GCC and Clang: not built on Windows")
+        say("ANL_KERNELS_BUILD=0: no extension")
         return {}
     try:
         import torch
     except ImportError:
-        if WANTED == "1":
+        if "1" in (WANTED, FORCE_CUDA):
             raise
-        say("no torch to build with, no C++ extension; see pip install --no-build-isolation")
+        say("no torch to build with, no extension; see pip install --no-build-isolation")
         return {}
-    names = ", ".join(INSTRUCTION_SETS)
-    say(f"building the CPU kernels for {names} with torch {torch.__version__}")
-    return {"ext_modules": cpu_extensions(), "cmdclass": {"build_ext": build_command()}}
+    parts = parts_with(torch)
+    if not parts:
+        return {}
+    extensions = [extension for part in parts for extension in part.extensions]
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": build_command(parts)}}
 
 
-setup(**extensions())
+setup(**arguments())

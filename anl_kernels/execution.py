@@ -88,7 +88,8 @@ def row_scale_of(
 
 def run(call: Call) -> tuple[Tensor, Aux]:
     """The loss, and what was asked for beside it."""
-    backend = choose_backend(call.logits.device.type, call.terms)
+    logits = call.logits
+    backend = choose_backend(logits.device.type, call.terms, logits, class_dim(logits))
     return _reference(call) if backend == REFERENCE else _kernels(call, backend)
 
 

@@ -150,10 +150,10 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     checks.check_floating_logits(logits)
     if not -logits.dim() <= dim < logits.dim():
         raise IndexError(f"dim must be in [-{logits.dim()}, {logits.dim() - 1}], got {dim}")
-    backend = choose_backend(logits.device.type)
+    dim %= logits.dim()
+    backend = choose_backend(logits.device.type, logits=logits, dim=dim)
     if backend == REFERENCE:
         return reference.softmax(logits, dim)
-    dim %= logits.dim()
     before, after = logits.shape[:dim].numel(), logits.shape[dim + 1 :].numel()
     rows = logits.reshape(before, logits.shape[dim], *(() if after == 1 else (after,)))
     return SoftmaxFunction.apply(rows, backend).reshape(logits.shape)

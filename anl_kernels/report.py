@@ -9,8 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from anl_kernels._version import __version__
-from anl_kernels.backends.cpu import library
-from anl_kernels.backends.selection import BACKENDS, choose_backend, interpreting, why_not
+from anl_kernels.backends import gpu_choice
+from anl_kernels.backends.cpu import library as cpu_library
+from anl_kernels.backends.cuda import library as cuda_library
+from anl_kernels.backends.selection import (
+    BACKENDS,
+    CUDA,
+    GPU,
+    TRITON,
+    auto_backend,
+    interpreting,
+    why_not,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class EnvReport:
     backends: dict[str, str] = field(default_factory=dict)
     """Each backend: "available" and with what, or the reason why not."""
     auto: dict[str, str] = field(default_factory=dict)
-    """The backend that "auto" takes for each type of device."""
+    """The backend that "auto" takes for each type of device, and for which rows another."""
 
     def __str__(self) -> str:
         """One line for each fact."""
@@ -47,8 +57,10 @@ def env_report() -> EnvReport:
     if interpreting() and states["triton"] == "available":
         states["triton"] = "available (interpreter: for tests, slow)"
     if states["cpu"] == "available":
-        states["cpu"] = f"available ({library.facts()})"
-    types = ["cpu", *(["cuda"] if len(gpus) else [])]
+        states["cpu"] = f"available ({cpu_library.facts()})"
+    if states["cuda"] == "available":
+        states["cuda"] = f"available ({cuda_library.facts()})"
+    types = ["cpu", *([GPU] if len(gpus) else [])]
     return EnvReport(
         anl_kernels=__version__,
         python=platform.python_version(),
@@ -57,8 +69,15 @@ def env_report() -> EnvReport:
         triton=_version("triton"),
         devices=["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in gpus)],
         backends=states,
-        auto={device: choose_backend(device) for device in types},
+        auto={device: _auto_on(device) for device in types},
     )
+
+
+def _auto_on(device_type: str) -> str:
+    name = auto_backend(device_type)
+    if device_type != GPU or name != TRITON or why_not(CUDA):
+        return name
+    return "; ".join([name, *(f"{CUDA} for {rule}" for rule in gpu_choice.RULES)])
 
 
 def _version(package: str) -> str | None:

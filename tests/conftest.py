@@ -7,12 +7,20 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-import anl_kernels as ak
 from anl_kernels.backends.selection import why_not
+from tests.backends import running_on
+from tests.cuda import emulated
 from tests.interpreter import act_like_hardware
 
 if not GPU and why_not("triton") is None:
     act_like_hardware()
+
+
+def pytest_configure():
+    # Here, before anything asks for a backend, and before pytest-xdist starts its workers, who find
+    # the module built.
+    if not GPU:
+        emulated.install()
 
 
 def pytest_collection_modifyitems(items):
@@ -26,33 +34,32 @@ def device():
     return torch.device("cuda" if GPU else "cpu")
 
 
-def _use(name):
-    """Run the test on one backend; skip it where that backend, or its device, is not."""
-    reason = why_not(name)
-    if reason:
-        pytest.skip(reason)
-    if name == "cpu" and GPU:
-        pytest.skip("the tests' tensors are on the GPU")
-    with ak.use_backend(name):
-        yield name
-
-
-@pytest.fixture(params=["reference", "triton", "cpu"])
+@pytest.fixture(params=["reference", "triton", "cuda", "cpu"])
 def backend(request):
     """Every call in the test runs on this backend."""
-    yield from _use(request.param)
+    with running_on(request.param):
+        yield request.param
 
 
-@pytest.fixture(params=["triton", "cpu"])
+@pytest.fixture(params=["triton", "cuda", "cpu"])
 def kernels(request):
     """As ``backend``, for what concerns compiled kernels only."""
-    yield from _use(request.param)
+    with running_on(request.param):
+        yield request.param
 
 
 @pytest.fixture
 def triton_backend():
     """For what concerns Triton only."""
-    yield from _use("triton")
+    with running_on("triton"):
+        yield "triton"
+
+
+@pytest.fixture
+def cuda_backend():
+    """For what concerns the CUDA kernels only."""
+    with running_on("cuda"):
+        yield "cuda"
 
 
 @pytest.fixture(autouse=True)

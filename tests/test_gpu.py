@@ -5,17 +5,21 @@ import torch
 import torch.nn.functional as F
 
 import anl_kernels as ak
+from tests.backends import running_on
 
 pytestmark = pytest.mark.gpu
 
 TERMS = 5.0 * ak.NCE() + 5.0 * ak.NNCE()
-FORMS = {  # shapes that the planner gives to each form
+SHAPES = {  # that the planners give to each form
     "short rows": (4096, 10),
-    "tile": (512, 1000),
-    "sweep": (64, 50257),
-    "split": (4, 300_000),
+    "rows in registers": (512, 1000),
+    "long rows": (64, 50257),
+    "rows of a cluster": (64, 131072),
+    "few rows": (4, 300_000),
+    "split rows": (3, 2_000_003),
     "positions": (2, 21, 65, 64),
-    "swept positions": (2, 150, 33, 64),
+    "many classes of positions": (2, 150, 33, 64),
+    "positions that no tile holds": (2, 1500, 9, 8),
 }
 
 
@@ -26,9 +30,9 @@ def rows(shape, dtype=torch.float32):
     return logits.requires_grad_(), target
 
 
-@pytest.fixture(autouse=True)
-def _triton():
-    with ak.use_backend("triton"):
+@pytest.fixture(autouse=True, params=["triton", "cuda"])
+def _backend(request):
+    with running_on(request.param):
         yield
 
 
@@ -42,7 +46,7 @@ def no_waiting():
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_nothing_waits_for_the_device(shape, reduction, no_waiting):
     logits, target = rows(shape)
     weight = torch.rand(shape[1], device="cuda")
@@ -52,7 +56,7 @@ def test_nothing_waits_for_the_device(shape, reduction, no_waiting):
     loss.backward(torch.ones_like(loss))
 
 
-@pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_cuda_graph_replays_on_new_logits(shape):
     logits, target = rows(shape)
     stream = torch.cuda.Stream()
@@ -75,7 +79,7 @@ def test_a_cuda_graph_replays_on_new_logits(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_equals_the_reference_in_float64(shape, dtype):
     logits, target = rows(shape, dtype)
     loss = ak.robust_loss(logits, target, TERMS, reduction="sum")

@@ -108,7 +108,7 @@ def test_a_missing_triton_is_reported(monkeypatch):
 
 def test_the_backend_that_is_asked_for_runs(backend, device, monkeypatch):
     calls = []
-    for name in ("triton", "cpu"):
+    for name in ("triton", "cuda", "cpu"):
         if selection.why_not(name) is None:
             module = selection.load_backend(name)
 
@@ -134,12 +134,13 @@ def test_report():
     report = ak.env_report()
     assert report.anl_kernels == ak.__version__
     assert report.torch == torch.__version__
-    assert set(report.backends) == {"triton", "cpu", "reference"}
+    assert set(report.backends) == {"triton", "cuda", "cpu", "reference"}
     assert report.backends["reference"] == "available"
     assert report.auto["cpu"] == "cpu"
     assert report.devices[0] == "cpu"
-    for fact in (ak.__version__, torch.__version__, "backend triton", "auto on cpu: cpu"):
+    for fact in (ak.__version__, torch.__version__, "backend triton", "backend cuda"):
         assert fact in str(report)
+    assert "auto on cpu: cpu" in str(report)
 
 
 def test_report_names_the_interpreter(triton_backend):

@@ -10,18 +10,22 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends import gpu_choice
+from anl_kernels.backends.cpu import library as cpu_library
+from anl_kernels.backends.cuda import library as cuda_library
 from anl_kernels.terms import Terms
 
 AUTO = "auto"
 REFERENCE = "reference"
-TRITON = "triton"
+TRITON = gpu_choice.TRITON
+CUDA = gpu_choice.CUDA
 CPU = "cpu"
-BACKENDS = (TRITON, CPU, REFERENCE)
+BACKENDS = (TRITON, CUDA, CPU, REFERENCE)
 
-AUTO_ON = {"cuda": TRITON, "cpu": CPU}
-"""The kernels that ``auto`` takes on a type of device; the reference where there are none."""
+GPU = "cuda"
+"""PyTorch's type of device for NVIDIA's and AMD's GPUs."""
 
 _requested = AUTO
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -32,7 +36,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Run the losses called in this context on one backend.
 
     Args:
-        name: "triton", "cpu", "reference", or "auto" for the fastest that fits the tensors.
+        name: "triton", "cuda", "cpu", "reference", or "auto" for the fastest that fits the tensors.
 
     A backend asked for by name never falls back: a call it cannot serve raises RuntimeError with
     the reason. The setting holds for the process, not for the thread.
@@ -58,51 +62,94 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
-def choose_backend(device_type: str, terms: Terms | None = None) -> str:
+def choose_backend(
+    device_type: str, terms: Terms | None = None, logits: Tensor | None = None, dim: int = 0
+) -> str:
     """The backend for tensors on a device and a sum of terms, by name.
 
-    ``auto`` takes the kernels for the device, and the reference where there are none, and for a
-    user's own terms that no kernel knows.
+    Args:
+        device_type: of the tensors, as PyTorch names it.
+        terms: the sum, if it is a loss.
+        logits: what it is of, their classes in ``dim``.
+        dim: at least 0.
 
     Raises:
         RuntimeError: the backend asked for cannot run there.
     """
     if _requested == AUTO:
-        name = AUTO_ON.get(device_type, REFERENCE)
-        usable = why_not(name) is None and not _terms_without_kernel(name, terms)
-        return name if usable else REFERENCE
-    unknown = _terms_without_kernel(_requested, terms)
-    if unknown:
-        raise RuntimeError(
-            f"backend {_requested!r} has no kernel for {', '.join(unknown)}: add a functor for it "
-            f"(CONTRIBUTING.md), or choose ak.use_backend('auto')"
-        )
-    reason = _why_not_on(_requested, device_type)
+        return auto_backend(device_type, terms, logits, dim)
+    reason = _why_not_on(_requested, device_type, _index(logits))
     if reason:
         raise RuntimeError(f"backend {_requested!r} cannot run on {device_type} tensors: {reason}")
+    reason = _why_not_terms(_requested, terms)
+    if reason:
+        raise RuntimeError(f"backend {_requested!r} {reason}, or choose ak.use_backend('auto')")
     return _requested
 
 
-def _why_not_on(name: str, device_type: str) -> str | None:
-    if name == TRITON and device_type != "cuda" and not interpreting():
+def auto_backend(
+    device_type: str, terms: Terms | None = None, logits: Tensor | None = None, dim: int = 0
+) -> str:
+    """What :func:`choose_backend` answers where "auto" is asked for.
+
+    The kernels for the device; the reference where there are none, and for a user's own terms that
+    no kernel knows. On a GPU it is the logits that decide which kernels come first
+    (:mod:`anl_kernels.backends.gpu_choice`); without them the answer is for most.
+    """
+    for name in _candidates(device_type, logits, dim):
+        if (
+            why_not(name) is None
+            and _why_not_on(name, device_type, _index(logits)) is None
+            and _why_not_terms(name, terms) is None
+        ):
+            return name
+    return REFERENCE
+
+
+def _candidates(device_type: str, logits: Tensor | None, dim: int) -> tuple[str, ...]:
+    """The kernels that ``auto`` may take, best first."""
+    if device_type == CPU:
+        return (CPU,)
+    if device_type != GPU:
+        return ()
+    if logits is None:
+        return TRITON, CUDA
+    capability = _capability(_index(logits))
+    return gpu_choice.in_order(capability, logits.dtype, logits.shape[dim], logits.stride(dim))
+
+
+def _index(logits: Tensor | None) -> int:
+    """Which of the devices of a type."""
+    return 0 if logits is None or logits.device.index is None else logits.device.index
+
+
+def _why_not_on(name: str, device_type: str, index: int) -> str | None:
+    if name == TRITON and device_type != GPU and not interpreting():
         return (
             "move logits and target to a GPU, choose ak.use_backend('auto'), or set "
             "TRITON_INTERPRET=1 before Python starts to run its kernels in Triton's (slow) "
             "interpreter"
         )
-    if name == CPU and device_type != "cpu":
+    if name == CUDA:
+        return _why_not_cuda_on(device_type, index)
+    if name == CPU and device_type != CPU:
         return "move logits and target to the CPU, or choose ak.use_backend('auto')"
     return None
 
 
-def _terms_without_kernel(name: str, terms: Terms | None) -> list[str]:
+def _why_not_terms(name: str, terms: Terms | None) -> str | None:
     if terms is None or name == REFERENCE or why_not(name) is not None:
-        return []
-    return [
+        return None
+    unknown = [
         type(term).__name__
         for term in terms.terms
         if not (term.may_have_kernel and _has_kernel(name, term.functor))
     ]
+    if unknown:
+        return f"has no kernel for {', '.join(unknown)}: add a functor for it (CONTRIBUTING.md)"
+    if name == CUDA and len(terms) > _most_terms():
+        return f"takes a sum of up to {_most_terms()} terms, got {len(terms)}: make it two losses"
+    return None
 
 
 def _constant(function: _F) -> _F:
@@ -121,10 +168,31 @@ def _has_kernel(name: str, functor: str) -> bool:
 
 
 @_constant
+def _most_terms() -> int:
+    return cuda_library.load().max_terms
+
+
+@_constant
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@_constant
+def _why_not_cuda_on(device_type: str, index: int) -> str | None:
+    runs_on = cuda_library.load().device_type
+    if device_type != runs_on:
+        where = "a GPU" if runs_on == GPU else f"the {runs_on.upper()}"
+        return f"move logits and target to {where}, or choose ak.use_backend('auto')"
+    return cuda_library.why_not_on(index) if runs_on == GPU else None
+
+
+@_constant
 def why_not(name: str) -> str | None:
     """The reason that a backend cannot run on this machine, or None."""
     if name == CPU:
-        return library.why_not()
+        return cpu_library.why_not()
+    if name == CUDA:
+        return cuda_library.why_not()
     return _why_not_triton() if name == TRITON else None
 
 
@@ -158,4 +226,8 @@ def load_backend(name: str) -> ModuleType:
         from anl_kernels.backends.cpu import launch as cpu_launch
 
         return cpu_launch
+    if name == CUDA:
+        from anl_kernels.backends.cuda import launch as cuda_launch
+
+        return cuda_launch
     raise ValueError(f"{name!r} is not a kernel backend")

@@ -34,6 +34,16 @@ def forced(form, monkeypatch):
         yield spied_kernels(patch)
 
 
+@contextlib.contextmanager
+def checked(form, monkeypatch):
+    """As ``forced``, and the row kernels that ran were those of the form."""
+    with forced(form, monkeypatch) as launched:
+        yield
+    wanted, others = KERNELS[FORMS[form].form], set().union(*KERNELS.values())
+    assert not (others - wanted) & set(launched)
+    assert wanted <= set(launched) or not others & set(launched)
+
+
 def spied_kernels(patch):
     """The list of the names of the kernels launched from now on."""
     launched = []

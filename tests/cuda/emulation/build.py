@@ -56,7 +56,8 @@ def load_control(folder):
 
 
 def _import(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
+    # pybind11 keeps modules by their full names: a library of another folder needs another.
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

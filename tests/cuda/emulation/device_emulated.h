@@ -89,6 +89,10 @@ inline void store16(void* to, Bytes16 v) {
 
 inline Device describe_device(int) { return emulation::device(); }
 
+template <class Param> int largest_cluster(void (*)(Param), int, int64_t) {
+  return emulation::device().max_cluster;
+}
+
 template <class Param>
 void launch(void (*kernel)(Param), const char* name, const Grid& grid, void*, const Param& param) {
   static_assert(std::is_trivially_copyable_v<Param>);

@@ -7,8 +7,8 @@ import torch
 
 import anl_kernels as ak
 from tests.cases import CASES
+from tests.forms import FORMS, forced
 from tests.helpers import loss_and_grad
-from tests.triton.forms import FORMS, forced
 
 BEYOND = (1 << 31) + 12
 
@@ -49,25 +49,25 @@ def assert_same(ours, wanted):
         torch.testing.assert_close(actual, value, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
 @pytest.mark.parametrize("name", STRIDES)
-def test_logits_far_apart(name, form, triton_backend, device, monkeypatch):
+def test_logits_far_apart(name, form, device, monkeypatch):
     logits, values, target = problem(name, torch.bfloat16, device)
     terms = CASES["ANL-CE"]
-    with forced(form, monkeypatch):
+    with forced(*form, monkeypatch):
         for reduction in ("mean", "none"):
             ours = loss_and_grad(logits, target, terms, reduction=reduction)
             assert_same(ours, loss_and_grad(values, target, terms, reduction=reduction))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
 @pytest.mark.parametrize("name", STRIDES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gradients_far_apart(dtype, name, form, triton_backend, device, monkeypatch):
+def test_gradients_far_apart(dtype, name, form, device, monkeypatch):
     """In place, the gradient is as far apart as the logits; float16 takes the recompute form."""
     logits, values, target = problem(name, dtype, device)
     terms = CASES["ANL-CE"]
-    with forced(form, monkeypatch):
+    with forced(*form, monkeypatch):
         _, wanted = loss_and_grad(values, target, terms)
         logits.copy_(values.requires_grad_())
         loss = ak.robust_loss(logits, target, terms, inplace=True)
@@ -76,8 +76,8 @@ def test_gradients_far_apart(dtype, name, form, triton_backend, device, monkeypa
     assert_same((grad,), (wanted,))
 
 
-@pytest.mark.parametrize("form", ["tile", "sweep"])
-def test_softmax_far_apart(form, triton_backend, device, monkeypatch):
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
+def test_softmax_far_apart(form, device, monkeypatch):
     logits, values, _ = problem("rows", torch.bfloat16, device)
-    with forced(form, monkeypatch):
+    with forced(*form, monkeypatch):
         assert torch.equal(ak.softmax(logits), ak.softmax(values))

@@ -1,0 +1,1 @@
+"""The CUDA backend: C++ kernels for NVIDIA GPUs."""

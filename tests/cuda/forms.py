@@ -1,0 +1,46 @@
+"""The forms of the CUDA kernels, for rows of up to 64 neighbouring classes."""
+
+from contextlib import contextmanager
+
+from anl_kernels.backends.cuda import launch, library
+
+LONG = {"tile_classes": 0, "warp_bytes": 0}  # neither in tiles nor by a warp
+NO_ROOM = {**LONG, "shared_bytes": 0}
+FORMS = {
+    "tile": {},
+    "elements": {"shared_bytes": 0},
+    "warp": {"tile_classes": 0, "warp_bytes": 4096},
+    "block": LONG,
+    "cluster": {**LONG, "chunk_bytes": 48, "max_cluster": 4},
+    "cluster-of-16": {**LONG, "chunk_bytes": 16, "max_cluster": 16},
+    "stream": {**NO_ROOM, "split_below_rows": 0},
+    "split": {**NO_ROOM, "split_below_rows": 1 << 30, "split_from_bytes": 0, "part_bytes": 48},
+}
+NAMES = {"warp": "warp_rows", "block": "cluster", "cluster-of-16": "cluster"}
+
+
+@contextmanager
+def forced(form, monkeypatch):
+    """Rows of neighbouring classes take this form."""
+    kernels = library.load()
+    before = kernels.limits()
+    kernels.set_limits(**FORMS[form])
+    try:
+        yield
+    finally:
+        kernels.set_limits(**before)
+
+
+@contextmanager
+def checked(form, monkeypatch):
+    """As ``forced``, and they do."""
+    run = launch.row_loss
+
+    def row_loss(logits, *args):
+        if logits.stride(0 if logits.dim() == 1 else 1) == 1 and logits.numel():
+            assert library.load().row_loss_launch(logits)["form"] == NAMES.get(form, form)
+        return run(logits, *args)
+
+    with forced(form, monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(launch, "row_loss", row_loss)
+        yield

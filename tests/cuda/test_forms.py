@@ -1,0 +1,155 @@
+"""Which form rows take, and rows at the borders of forms and of vectors."""
+
+import pytest
+import torch
+
+import anl_kernels as ak
+from anl_kernels.backends.cuda import library
+from tests.cases import CASES
+from tests.cuda import emulated
+from tests.forms import FORMS, checked
+from tests.helpers import error, expected, loss_and_grad, random_rows
+
+pytestmark = pytest.mark.usefixtures("cuda_backend")
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+ARITHMETIC = {torch.float64: 1e-12}
+TERMS = CASES["ANL-CE"]
+LONG_FORMS = ["warp", "block", "cluster", "cluster-of-16", "stream", "split"]
+
+
+@pytest.fixture
+def device_like():
+    """Plans are made for another device than an H200."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is what it is")
+    from tests.cuda.emulation import build
+
+    control = build.load_control(emulated.FOLDER)
+    yield control.set_device
+    control.set_device()
+
+
+def launch_of(*shape, dtype=torch.bfloat16):
+    launch = library.load().row_loss_launch(torch.empty(shape, dtype=dtype))
+    return launch["form"], launch["cluster"]
+
+
+def assert_right(logits, target, terms=TERMS):
+    exact = logits.detach().double().contiguous()
+    losses, grad = expected(exact, target, terms)
+    for reduction in ("sum", "none"):
+        loss, ours = loss_and_grad(logits, target, terms, reduction=reduction)
+        assert error(loss, losses.sum() if reduction == "sum" else losses) <= slack(logits.dtype)
+        assert_rounded(ours, grad)
+
+
+def slack(dtype):
+    return ARITHMETIC.get(dtype, 1e-6)
+
+
+def assert_rounded(grad, exact):
+    """The error is that of rounding to the dtype, and little more."""
+    rounding = error(exact.to(grad.dtype), exact)
+    assert error(grad, exact) <= 1.01 * rounding + slack(grad.dtype)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_classes", "wanted"),
+    [
+        (100, 10, ("tile", 1)),
+        (100, 128, ("tile", 1)),
+        (100, 129, ("warp_rows", 1)),
+        (100, 2040, ("warp_rows", 1)),
+        (100, 2041, ("cluster", 1)),
+        (100, 1 << 14, ("cluster", 1)),
+        (100, (1 << 14) + 1, ("cluster", 2)),
+        (100, 1 << 17, ("cluster", 8)),
+        (100, 1 << 18, ("cluster", 16)),
+        (4, 1 << 20, ("cluster", 16)),
+        (64, 1 << 21, ("stream", 1)),
+        (63, 1 << 21, ("split", 1)),
+    ],
+)
+def test_forms_by_size(num_rows, num_classes, wanted):
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs a GPU with clusters")
+    assert launch_of(num_rows, num_classes) == wanted
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_classes", "wanted"),
+    [
+        (100, 50257, "cluster"),
+        (100, 80000, "cluster"),
+        (100, 90000, "stream"),
+        (8, 1 << 18, "split"),
+    ],
+)
+def test_a_device_without_clusters(num_rows, num_classes, wanted, device_like):
+    device_like(capability=80, processors=108, shared_bytes=163 << 10, max_cluster=1)
+    assert launch_of(num_rows, num_classes) == (wanted, 1)
+
+
+def test_neighbouring_positions_go_in_tiles():
+    assert launch_of(2, 150, 64, 64) == ("tile", 1)
+    assert launch_of(2, 5000, 64, 64) == ("elements", 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "num_classes", [127, 128, 129, 511, 512, 1023, 1025, 2039, 2040, 2041, 2049, 5000]
+)
+def test_sizes(num_classes, dtype, device, poisoned):
+    logits, target = random_rows(3, num_classes, dtype, device)
+    target[0], target[1] = 0, num_classes - 1
+    assert_right(logits, target)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 5, 127, 128, 129])
+@pytest.mark.parametrize("num_classes", [3, 17, 200])
+def test_numbers_of_rows(num_classes, num_rows, device, poisoned):
+    assert_right(*random_rows(num_rows, num_classes, torch.float32, device))
+
+
+def test_a_row_of_a_large_cluster_as_planned(device, poisoned):
+    logits, target = random_rows(2, (1 << 18) - 5, torch.bfloat16, device)
+    assert launch_of(*logits.shape) == ("cluster", 16)
+    assert_right(logits, target)
+
+
+@pytest.mark.parametrize("form", LONG_FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("start", range(8))
+def test_rows_that_start_anywhere(start, dtype, form, device, monkeypatch, poisoned):
+    """The gradient starts elsewhere than its logits, in place it does not."""
+    wide, target = random_rows(3, 53, dtype, device)
+    logits = wide[:, start : start + 41]
+    target %= 41
+    with checked("cuda", form, monkeypatch):
+        assert_right(logits, target)
+        _, wanted = loss_and_grad(logits, target, TERMS)
+        leaf = wide.clone().requires_grad_()
+        inside = (leaf * 1)[:, start : start + 41]
+        ak.robust_loss(inside, target, TERMS, inplace=True).backward()
+    assert torch.equal(leaf.grad[:, start : start + 41], wanted)
+
+
+@pytest.mark.parametrize("form", [form for backend, form in FORMS if backend == "cuda"])
+@pytest.mark.parametrize("num_classes", [1, 2, 7, 8, 9, 16, 24])
+def test_short_rows_in_every_form(num_classes, form, device, monkeypatch, poisoned):
+    """Threads, warps and blocks of a cluster that have nothing to do."""
+    logits, target = random_rows(3, num_classes, torch.bfloat16, device)
+    with checked("cuda", form, monkeypatch):
+        losses, grad = loss_and_grad(logits, target, TERMS, reduction="none")
+    with ak.use_backend("reference"):
+        wanted, wanted_grad = loss_and_grad(logits.double(), target, TERMS, reduction="none")
+    assert error(losses, wanted) <= slack(torch.bfloat16)
+    assert_rounded(grad, wanted_grad)
+
+
+def test_the_most_terms(device):
+    logits, target = random_rows(3, 20, torch.float64, device)
+    many = [ak.NNCE(min_prob=1e-3 / (i + 1)) for i in range(library.load().max_terms)]
+    assert_right(logits, target, ak.terms.as_terms(sum(many[1:], 1.0 * many[0])))
+    with pytest.raises(RuntimeError, match="up to 32 terms, got 33"):
+        ak.robust_loss(logits, target, sum(many, 2.0 * ak.CE()))
