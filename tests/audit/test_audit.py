@@ -1,7 +1,7 @@
 """Every kernel compiles for its targets within a committed budget, on a machine without a GPU.
 
 budget.json holds what Triton's pinned release makes of each launch; after a change that earns it,
-``python tests/audit/write_budget.py`` writes it anew, and the difference is reviewed.
+``python -m tests.audit.write_budget triton`` writes it anew, and the difference is reviewed.
 """
 
 import json

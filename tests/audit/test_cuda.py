@@ -1,0 +1,71 @@
+"""Every CUDA kernel compiles for its targets within a committed budget, without a GPU.
+
+cuda_budget.json holds what the named nvcc makes of the kernels; after a change that earns it,
+``python -m tests.audit.write_budget cuda`` writes it anew, and the difference is reviewed.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.audit import compile_cuda, traffic
+from tests.audit.compile_cuda import TARGETS, nvcc_version, report
+
+BUDGET = json.loads((Path(__file__).parent / "cuda_budget.json").read_text())
+
+pytestmark = pytest.mark.skipif(
+    compile_cuda.why_not() is not None, reason=f"no audit: {compile_cuda.why_not()}"
+)
+# What sweeps rows of neighbouring classes, or whole tensors.
+IN_VECTORS = ("warp_rows", "cluster_row", "grad_rows", "tile", "grad_tile", "scale", "softmax")
+
+
+@pytest.fixture(params=TARGETS)
+def target(request):
+    return request.param
+
+
+def test_no_kernel_spills(target):
+    spilling = {name: used for name, used in report(target).items() if used["spilled"]}
+    assert not spilling
+
+
+def test_loads_and_stores_move_16_bytes(target):
+    """The disassembly, not the source, says so."""
+    swept = {name: used for name, used in report(target).items() if name.startswith(IN_VECTORS)}
+    assert len(swept) >= 4 * len(IN_VECTORS)
+    for name, used in swept.items():
+        assert used["store_bytes"] == 16, name
+        assert max(used["load_bytes"], used["copy_bytes"]) == 16, name
+
+
+def test_kept_rows_are_copied_asynchronously_and_read_back_in_vectors(target):
+    kept = [used for name, used in report(target).items() if name.startswith("cluster_row kept")]
+    assert len(kept) == 4
+    for used in kept:
+        assert used["copy_bytes"] == 16
+        assert used["shared_load_bytes"] == 16
+
+
+def test_budget_names_every_kernel(target):
+    assert set(report(target)) == set(BUDGET["targets"][target])
+
+
+@pytest.mark.skipif(
+    compile_cuda.why_not() is None and nvcc_version() != BUDGET["nvcc"],
+    reason=f"the budget is of nvcc {BUDGET['nvcc']}",
+)
+def test_registers_and_shared_memory_stay_within_budget(target):
+    budget = BUDGET["targets"][target]
+    over = {
+        name: (used, budget[name])
+        for name, used in report(target).items()
+        if any(used[key] > budget[name][key] for key in ("registers", "shared"))
+    }
+    assert not over
+
+
+def test_the_document_has_these_figures(cuda_backend):
+    document = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
+    assert traffic.table() in document, "docs/cuda.md: paste `python -m tests.audit.traffic`"
