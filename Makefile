@@ -5,6 +5,7 @@
 #   TORCH_INDEX=URL       package index for torch alone, such as
 #                         https://download.pytorch.org/whl/cpu
 #   PYTEST_ARGS, DEMO_ARGS   passed on to pytest and to the demo
+#   GPU_...               of make gpu, see there
 #   SYSTEM_PACKAGES=1     install nothing and make no environment: run with the
 #                         packages that PYTHON already has
 
@@ -42,7 +43,7 @@ check: $(call ready,dev) ## lint, formatting and types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	@files=$$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' 2>/dev/null); \
+	@files=$$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' 2>/dev/null); \
 	test -z "$$files" || { set -x; $(CLANG_FORMAT) --dry-run --Werror $$files; }
 
 # The extension once more with AddressSanitizer and UBSan, as a package in build/sanitize that stands
@@ -66,6 +67,62 @@ sanitize: $(call ready,test) ## run the C++ extension's tests under ASan and UBS
 	        $(SANITIZE_TESTS:%=$(CURDIR)/tests/%) || exit 1; \
 	done
 
+# What a GPU is needed for, in stages: GPU_STAGES="build bench" for some of them, or `make gpu-bench`
+# for one. A stage that fails does not keep the later ones from leaving their results, but make ends
+# in an error. With SYSTEM_PACKAGES=1 nothing is installed and no network is needed: torch, triton,
+# pytest, numpy and rich have to be there.
+#
+#   GPU_LIMIT=540             seconds after which the build, the tests or a tool is stopped, so that
+#                             a kernel that hangs does not take the time of the others
+#   GPU_RESULTS=FILE          JSON of the benchmark; {device} in it becomes the GPU's name
+#   GPU_BENCH_ARGS="--quick"  passed on to the benchmark, which ends itself after 240 s
+#   COMPUTE_SANITIZER=PATH    NVIDIA's tool; without it that stage is skipped
+GPU_STAGES = build test sanitize bench
+GPU_LIMIT = 540
+GPU_RESULTS = benchmarks/results/rows-{device}.json
+COMPUTE_SANITIZER = compute-sanitizer
+GPU_READY = $(if $(filter 1,$(SYSTEM_PACKAGES)),python-version,$(call ready,test))
+GPU_TIMED = timeout --signal=INT --kill-after=20 $(GPU_LIMIT) env PYTHONUNBUFFERED=1
+# A cudaError that PyTorch provokes and handles is none of ours. Memory comes straight from CUDA, or
+# what lies outside a tensor would still be inside PyTorch's pool.
+GPU_SANITIZE = $(COMPUTE_SANITIZER) --error-exitcode 1 --report-api-errors no --launch-timeout 0
+GPU_SANITIZE_PATH = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"
+
+.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-bench
+gpu: $(GPU_READY) ## build, test, sanitize and measure on a GPU (GPU_STAGES="...")
+	@$(RUN) -c 'import sys, torch; torch.cuda.is_available() or \
+	sys.exit("make gpu: no GPU is visible to PyTorch " + torch.__version__)'
+	@failed=; for stage in $(GPU_STAGES); do \
+	    echo "gpu-$$stage ..."; start=$$(date +%s); \
+	    $(MAKE) --no-print-directory gpu-$$stage || failed="$$failed gpu-$$stage"; \
+	    echo "gpu-$$stage: $$(($$(date +%s) - start)) s"; \
+	done; \
+	test -z "$$failed" || { echo "make gpu: failed:$$failed" >&2; exit 1; }
+
+# For this machine's GPU alone, which takes a part of the time; a failure still leaves what builds.
+gpu-build: $(GPU_READY)
+	@arch=$$($(RUN) -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())'); \
+	export TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$arch}"; \
+	FORCE_CUDA=$${FORCE_CUDA:-1} $(GPU_TIMED) $(RUN) setup.py -q build_ext --inplace || { \
+	    echo "gpu-build: failed; building what else can be built ..." >&2; \
+	    FORCE_CUDA=0 $(GPU_TIMED) $(RUN) setup.py -q build_ext --inplace; exit 1; }
+
+gpu-test: $(GPU_READY)
+	@workers=$$($(RUN) -c 'import xdist; print("-n auto")' 2>/dev/null); \
+	$(GPU_TIMED) $(RUN) -m pytest $$workers $(PYTEST_ARGS)
+
+gpu-sanitize: $(GPU_READY)
+	@command -v $(COMPUTE_SANITIZER) >/dev/null || { \
+	    echo "gpu-sanitize: skipped, there is no $(COMPUTE_SANITIZER)"; exit 0; }; \
+	failed=; for tool in memcheck racecheck; do \
+	    $(GPU_TIMED) PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_SANITIZE_PATH) \
+	        $(GPU_SANITIZE) --tool $$tool $(SANITIZE_PYTHON) -m tests.gpu.sanitize || failed=1; \
+	done; test -z "$$failed"
+
+gpu-bench: $(GPU_READY)
+	@$(GPU_TIMED) $(RUN) -m benchmarks rows --device cuda --bars --out "$(GPU_RESULTS)" \
+	    --markdown "$(basename $(GPU_RESULTS)).md" $(GPU_BENCH_ARGS)
+
 .PHONY: clean
 clean: ## remove .venv, build products, caches and the demo's out/
 	rm -rf .venv build dist out *.egg-info
@@ -86,7 +143,7 @@ in-place: python-version
 # requirements/{test,demo,dev}.txt on top.
 PINS = $(wildcard requirements/*.txt)
 
-SOURCES = setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
+SOURCES = setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 $(VENV)/.installed-package: $(PINS) pyproject.toml $(SOURCES) | python-version
 	@echo "Installing torch and anl_kernels in $(VENV); the first time this downloads a lot ..."

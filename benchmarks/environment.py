@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -12,13 +13,46 @@ from typing import Any
 import torch
 
 import anl_kernels as ak
-from benchmarks.inputs import last_level_cache
+from benchmarks.devices import last_level_cache
 
 ROOT = Path(__file__).parents[1]
+COMMIT_VARIABLE = "ANL_KERNELS_COMMIT"
+PEERS = ("liger_kernel", "quack-kernels")
+"""Packages that a run on a GPU compares with."""
 
 
-def describe(threads: int | None) -> dict[str, Any]:
+def describe(threads: int | None, device: str = "cpu") -> dict[str, Any]:
     """Everything about the environment that figures depend on."""
+    found = _describe_host(threads)
+    if device == "cuda":
+        found["machine"]["gpu"] = describe_gpu()
+        found["versions"] |= {"cuda": torch.version.cuda, "hip": torch.version.hip}
+        found["versions"] |= {package: _version(package) for package in PEERS}
+    return found
+
+
+def describe_gpu() -> dict[str, Any]:
+    """The GPU that tensors on "cuda" are on."""
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "driver": _driver_version(),
+        "visible": torch.cuda.device_count(),
+    }
+
+
+def device_name(environment: dict[str, Any]) -> str:
+    """What was measured, fit for the name of a file: "nvidia-h200"."""
+    machine = environment["machine"]
+    name = machine["gpu"]["name"] if "gpu" in machine else machine["cpu"]
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _describe_host(threads: int | None) -> dict[str, Any]:
     return {
         "machine": {
             "cpu": _cpu_model(),
@@ -36,7 +70,16 @@ def describe(threads: int | None) -> dict[str, Any]:
             "triton": _version("triton"),
             "anl_kernels": ak.__version__,
         },
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "git": _describe_checkout(),
+    }
+
+
+def _describe_checkout() -> dict[str, Any]:
+    """The commit; on a machine with the files alone, the one that ``COMMIT_VARIABLE`` names."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "commit": commit or os.environ.get(COMMIT_VARIABLE),
+        "dirty": None if changes is None else bool(changes),
     }
 
 
@@ -54,9 +97,18 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _driver_version() -> str | None:
+    answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return answer.splitlines()[0] if answer else None
+
+
 def _git(*command: str) -> str | None:
+    return _run("git", *command)
+
+
+def _run(*command: str) -> str | None:
     try:
-        done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

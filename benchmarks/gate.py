@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,62 +22,106 @@ ROUNDING = 1.05
 """Multiple of the error that rounding the true gradient to its dtype makes."""
 EAGER = 2.0
 """Multiple of the error of the same formula in eager float32; it grows with K and sigma."""
+CHUNK_ELEMENTS = 1 << 26
+"""Logits whose truth is computed at a time: eager float64 takes hundreds of bytes for each."""
 
 Values = tuple[Tensor, Tensor]
 """A loss and its gradient."""
 
 
-def check_anl(problem: Problem) -> list[Check]:
+def check_anl(problem: Problem, backend: str = "auto") -> list[Check]:
     """Both forms of ANL-CE against the official formula in float64."""
     inputs = make_inputs(problem, copies=1)
-    truth, eager = _in_float64_and_float32(official_anl, inputs)
-    name = f"ANL-CE {_name(problem)} x{problem.scale:g}"
-    out_of_place = _loss_and_grad(ak.anl, inputs.logits[0], inputs.target)
-    return [
-        *_checks(name, out_of_place, truth, eager),
-        *_checks(f"{name}, in place", _loss_and_grad_inplace(inputs), truth, eager),
-    ]
+    name = f"ANL-CE {_name(problem, backend)} x{problem.scale:g}"
+    with ak.use_backend(backend):
+        ours = {
+            name: _loss_and_grad(ak.anl, inputs.logits[0], inputs.target),
+            f"{name}, in place": _loss_and_grad_inplace(inputs),
+        }
+    return _compare(ours, official_anl, inputs)
 
 
-def check_term(term: Term, problem: Problem) -> list[Check]:
+def check_term(term: Term, problem: Problem, backend: str = "auto") -> list[Check]:
     """A term against its definition in float64."""
     inputs, criterion = make_inputs(problem, copies=1), criterion_of(term)
+    with ak.use_backend(backend):
+        ours = _loss_and_grad(criterion, inputs.logits[0], inputs.target)
     with ak.use_backend("reference"):
-        truth, eager = _in_float64_and_float32(criterion, inputs)
-    ours = _loss_and_grad(criterion, inputs.logits[0], inputs.target)
-    return _checks(f"{term!r} {_name(problem)}", ours, truth, eager)
+        return _compare({f"{term!r} {_name(problem, backend)}": ours}, criterion, inputs)
+
+
+@dataclass
+class Deviation:
+    """Distance of a tensor from the truth, gathered from parts of it."""
+
+    squared: float = 0.0
+    truth_squared: float = 0.0
+
+    def add(self, value: Tensor, truth: Tensor) -> None:
+        """One more part."""
+        self.squared += (value.double() - truth).square().sum().item()
+        self.truth_squared += truth.square().sum().item()
+
+    @property
+    def relative(self) -> float:
+        """Norm of the difference over the norm of the truth; NaN where there is no truth."""
+        return math.sqrt(self.squared / self.truth_squared) if self.truth_squared else math.nan
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
     """Norm of the difference over the norm of the truth."""
-    return ((actual.double() - truth).norm() / truth.norm()).item()
+    deviation = Deviation()
+    deviation.add(actual, truth)
+    return deviation.relative
 
 
-def _name(problem: Problem) -> str:
-    return f"{problem.rows} x {problem.classes} {problem.dtype}"
+def _name(problem: Problem, backend: str) -> str:
+    named = "" if backend == "auto" else f" on {backend}"
+    return f"{problem.rows} x {problem.classes} {problem.dtype}{named}"
 
 
-def _checks(name: str, ours: Values, truth: Values, eager: Values) -> list[Check]:
-    found = []
-    for what, value, true, float32 in zip(("loss", "gradient"), ours, truth, eager, strict=True):
-        rounding = relative_error(true.to(value.dtype), true)
-        by_eager = relative_error(float32, true)
-        bound = EPSILON + max(ROUNDING * rounding, EAGER * by_eager)
-        found.append(Check(f"{name}: {what}", relative_error(value, true), bound))
-    return found
-
-
-def _in_float64_and_float32(criterion: Criterion, inputs: Inputs) -> tuple[Values, Values]:
+def _compare(ours: Mapping[str, Values], criterion: Criterion, inputs: Inputs) -> list[Check]:
+    """Hold values to the float64 truth of a mean over rows, all of them, some at a time."""
     logits, target = inputs.logits[0], inputs.target
-    return (
-        _loss_and_grad(criterion, logits.double(), target),
-        _loss_and_grad(criterion, logits.float(), target),
-    )
+    true_loss = eager_loss = torch.zeros((), dtype=torch.float64, device=logits.device)
+    rounding, eager = Deviation(), Deviation()
+    gradients = {name: Deviation() for name in ours}
+    for rows in _chunks(logits):
+        share = len(target[rows]) / len(target)
+        loss, grad = _loss_and_grad(criterion, logits[rows].double(), target[rows], share)
+        loss32, grad32 = _loss_and_grad(criterion, logits[rows].float(), target[rows], share)
+        true_loss, eager_loss = true_loss + loss, eager_loss + loss32
+        rounding.add(grad.to(logits.dtype), grad)
+        eager.add(grad32, grad)
+        for name, (_, ours_grad) in ours.items():
+            gradients[name].add(ours_grad[rows], grad)
+    by_eager = relative_error(eager_loss, true_loss)
+    checks = []
+    for name, (loss, _) in ours.items():
+        by_rounding = relative_error(true_loss.to(loss.dtype), true_loss)
+        error = relative_error(loss, true_loss)
+        checks.append(Check(f"{name}: loss", error, _bound(by_rounding, by_eager)))
+        bound = _bound(rounding.relative, eager.relative)
+        checks.append(Check(f"{name}: gradient", gradients[name].relative, bound))
+    return checks
 
 
-def _loss_and_grad(criterion: Criterion, logits: Tensor, target: Tensor) -> Values:
+def _bound(by_rounding: float, by_eager: float) -> float:
+    return EPSILON + max(ROUNDING * by_rounding, EAGER * by_eager)
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    step = max(1, CHUNK_ELEMENTS // logits.shape[1])
+    return (slice(start, start + step) for start in range(0, logits.shape[0], step))
+
+
+def _loss_and_grad(
+    criterion: Criterion, logits: Tensor, target: Tensor, share: float = 1.0
+) -> Values:
     logits = logits.detach().requires_grad_()
     loss = criterion(logits, target)
+    if share != 1:
+        loss = share * loss
     (grad,) = torch.autograd.grad(loss, logits)
     return loss.detach(), grad
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from threading import TIMEOUT_MAX, Timer
+from time import monotonic
 from typing import Any
 
 from benchmarks.environment import ROOT
@@ -40,23 +43,44 @@ class JobFailed(RuntimeError):
     """The process of a job ended before its time."""
 
 
-def run_job(job: Job, threads: int | None) -> Iterator[dict[str, Any]]:
+class Limit:
+    """Time that all jobs of a run have together, from now on."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = math.inf if seconds is None else seconds
+        self._end = monotonic() + self.seconds
+
+    def left(self) -> float:
+        """Seconds, not below 0."""
+        return max(0.0, self._end - monotonic())
+
+
+def run_job(job: Job, threads: int | None, limit: Limit | None = None) -> Iterator[dict[str, Any]]:
     """Yield the job's records as they come.
 
     Raises:
         JobFailed: after the last record that the process could deliver.
     """
+    limit = limit or Limit(None)
+    if not limit.left():
+        raise JobFailed(f"{job.label}: left out, the limit of {limit.seconds:g} s was spent")
     worker = [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(job))]
     process = subprocess.Popen(
         worker, cwd=ROOT, env=_environment(job, threads), stdout=subprocess.PIPE, text=True
     )
+    killer = Timer(min(limit.left(), TIMEOUT_MAX), process.kill)
+    killer.daemon = True
+    killer.start()
     try:
         assert process.stdout is not None
         for line in process.stdout:
             yield json.loads(line)
         if process.wait():
-            raise JobFailed(f"{job.label}: exit status {process.returncode}")
+            late = f"stopped, the limit of {limit.seconds:g} s was spent"
+            reason = f"exit status {process.returncode}" if limit.left() else late
+            raise JobFailed(f"{job.label}: {reason}")
     finally:
+        killer.cancel()
         process.kill()
         process.communicate()
 

@@ -1,4 +1,4 @@
-"""Peak resident memory of a step, on Linux."""
+"""Peak memory of a step: resident on Linux, allocated on a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import gc
 import re
 from pathlib import Path
 
-from benchmarks.timing import Step
+import torch
+
+from benchmarks.clocks import Step
 
 
 def peak_growth(step: Step) -> int:
@@ -24,6 +26,20 @@ def peak_growth(step: Step) -> int:
     before = _resident("VmRSS")
     step()
     return _resident("VmHWM") - before
+
+
+def peak_allocated(step: Step) -> int:
+    """Bytes of PyTorch's GPU allocator by which ``step`` exceeds at most what there was before.
+
+    What a library takes past that allocator is not seen.
+    """
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _resident(field: str) -> int:

@@ -9,7 +9,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+"""Version 2 grew what has a default here."""
 DISTURBED = 0.05
 """Share of the CPUs' time that others may take."""
 
@@ -33,10 +35,17 @@ class Measurement:
     label: str
     milliseconds: Quantiles | None = None
     ratios: dict[str, float] = field(default_factory=dict)
-    """This subject's cost over that of each named one: of times, the median over rounds."""
+    """This subject's cost over that of each named one: of times, the median over rounds.
+
+    Over "logits": its peak extra memory over their size.
+    """
     first_call_ms: float | None = None
     """With compilation, if there is any."""
     error: str | None = None
+    host_milliseconds: Quantiles | None = None
+    """What the host took to queue the step, where it does not wait for its end."""
+    caught_up: float | None = None
+    """Share of the samples in which the GPU may have waited for the host."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,10 @@ class Case:
     measurements: list[Measurement]
     taken_by_others: float | None = None
     """Share of the CPUs' time that other processes had meanwhile; None if not known."""
+    backend: str = "auto"
+    """The library's, of subjects that name none."""
+    auto: str | None = None
+    """What "auto" takes for such logits."""
 
     @property
     def disturbed(self) -> bool:
@@ -69,8 +82,9 @@ class Case:
 
     def __str__(self) -> str:
         """Identify the case in one line."""
+        how = self.regime if self.device == "cpu" else f"{self.device}, {self.backend}"
         mark = " (disturbed)" if self.disturbed else ""
-        return f"{self.rows} x {self.classes} {self.dtype} x{self.scale:g}, {self.regime}{mark}"
+        return f"{self.rows} x {self.classes} {self.dtype} x{self.scale:g}, {how}{mark}"
 
 
 @dataclass(frozen=True)
@@ -97,12 +111,17 @@ class Results:
     environment: dict[str, Any]
     arguments: dict[str, Any]
     backend: str
-    """The library's backend that ran."""
+    """The library's backend that ran; on a GPU it may differ by case."""
     checks: list[Check]
     cases: list[Case]
     failures: list[str]
     """Jobs that died, with all cases they had not finished."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def device(self) -> str:
+        """The device that was measured."""
+        return self.arguments.get("device", "cpu")
 
     def to_json(self) -> str:
         """The file's text."""
@@ -116,9 +135,10 @@ class Results:
             ValueError: the file has another schema version.
         """
         record = json.loads(text)
-        version = record.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema version must be {SCHEMA_VERSION}, got {version}: run again")
+        version = record.pop("schema_version", None)
+        if version not in READABLE:
+            versions = " or ".join(map(str, READABLE))
+            raise ValueError(f"schema version must be {versions}, got {version}: run again")
         record["checks"] = [Check(**check) for check in record["checks"]]
         record["cases"] = [case_from(case) for case in record["cases"]]
         return cls(**record)
@@ -130,5 +150,5 @@ def case_from(record: dict[str, Any]) -> Case:
 
 
 def _measurement(record: dict[str, Any]) -> Measurement:
-    spread = record["milliseconds"]
-    return Measurement(**record | {"milliseconds": spread and Quantiles(**spread)})
+    spreads = {name: record.get(name) for name in ("milliseconds", "host_milliseconds")}
+    return Measurement(**record | {k: v and Quantiles(**v) for k, v in spreads.items()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.clocks import Reading
 from benchmarks.results import Quantiles
 
 
@@ -17,6 +18,23 @@ class Samples:
     seconds: dict[int, float] = field(default_factory=dict)
     first_call: float | None = None
     error: str | None = None
+    host_seconds: list[float] = field(default_factory=list)
+    """What the host took to queue a step, where that is not its duration."""
+    caught_up: int = 0
+    """Steps in which the GPU may have waited for the host."""
+
+    def take(self, number: int, reading: Reading) -> None:
+        """Keep the reading of a round."""
+        self.seconds[number] = reading.seconds
+        if reading.host_seconds is not None:
+            self.host_seconds.append(reading.host_seconds)
+            self.caught_up += reading.caught_up
+
+    def forget(self) -> None:
+        """Begin anew after warming up."""
+        self.seconds.clear()
+        self.host_seconds.clear()
+        self.caught_up = 0
 
     @property
     def spent(self) -> float:

@@ -17,8 +17,10 @@ class Suite:
 
     title: str
     add_arguments: Callable[[ArgumentParser], None]
-    quick: dict[str, Any]
-    """The defaults that ``--quick`` changes."""
+    defaults: Callable[[str, bool], dict[str, Any]]
+    """Of the arguments, by device and whether the run shall be quick."""
+    why_not: Callable[[Namespace], str | None]
+    """What is wrong with arguments that each are right, or None."""
     gate: Callable[[Namespace], Job]
     """A job that yields checks, all of which have to pass before the others run."""
     jobs: Callable[[Namespace], list[Job]]

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 
+from benchmarks.clocks import Clock, HostClock, Reading, Step
 from benchmarks.results import Measurement
 from benchmarks.samples import Samples, quantiles_ms, ratio
 
-Step = Callable[[], object]
-"""What is timed."""
 Prepare = Callable[[int], Step]
 """Makes the step on one copy of the inputs, untimed."""
 
@@ -33,15 +32,18 @@ class Budget:
     max_rounds: int
 
 
-def interleave(subjects: Mapping[str, Prepare], copies: int, budget: Budget) -> dict[str, Samples]:
+def interleave(
+    subjects: Mapping[str, Prepare], copies: int, budget: Budget, clock: Clock | None = None
+) -> dict[str, Samples]:
     """Time every subject once a round, in an order drawn anew for each round.
 
     Drawn, not rotated: after a rotation a subject still follows the same neighbour, whose cache
     and heap it inherits. A subject that has had twice its even share of the time sits out, so
     that a slow peer does not take the samples of the fast ones. The first call and the first
-    round warm up.
+    round warm up, or as many rounds as the clock asks for.
     """
-    samples = {name: _first_call(prepare) for name, prepare in subjects.items()}
+    clock = clock or HostClock()
+    samples = {name: _first_call(prepare, clock) for name, prepare in subjects.items()}
     draw, turns = random.Random(0), count()
 
     def run_round(number: int) -> None:
@@ -49,12 +51,17 @@ def interleave(subjects: Mapping[str, Prepare], copies: int, budget: Budget) -> 
         for name in draw.sample(alive, len(alive)):
             copy = next(turns) % copies
             if _may_run(samples[name], [samples[other] for other in alive]):
-                _take(samples[name], number, subjects[name], copy)
+                reading = _read(samples[name], clock, clock.time, subjects[name], copy)
+                if reading:
+                    samples[name].take(number, reading)
 
     with _no_collection():
+        start = perf_counter()
         run_round(0)
+        while perf_counter() - start < clock.warm_up:
+            run_round(0)
         for taken in samples.values():
-            taken.seconds.clear()
+            taken.forget()
         start = perf_counter()
         for number in range(1, budget.max_rounds + 1):
             run_round(number)
@@ -76,6 +83,8 @@ def measurements(
             quantiles_ms(taken.seconds.values()),
             _ratios(taken, {base: samples[base] for base in baselines if base in samples}),
             None if taken.first_call is None else 1e3 * taken.first_call,
+            host_milliseconds=quantiles_ms(taken.host_seconds) if taken.host_seconds else None,
+            caught_up=taken.caught_up / len(taken.seconds) if taken.host_seconds else None,
         )
         for name, taken in samples.items()
     ]
@@ -92,21 +101,22 @@ def _ratios(taken: Samples, baselines: dict[str, Samples]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _first_call(prepare: Prepare) -> Samples:
+def _first_call(prepare: Prepare, clock: Clock) -> Samples:
     samples = Samples()
-    _take(samples, 0, prepare, 0)
-    samples.first_call = samples.seconds.pop(0, None)
+    reading = _read(samples, clock, clock.first, prepare, 0)
+    samples.first_call = reading and reading.seconds
     return samples
 
 
-def _take(samples: Samples, number: int, prepare: Prepare, copy: int) -> None:
+def _read(
+    samples: Samples, clock: Clock, read: Callable[[Step], Reading], prepare: Prepare, copy: int
+) -> Reading | None:
     try:
-        step = prepare(copy)
-        start = perf_counter()
-        step()
-        samples.seconds[number] = perf_counter() - start
+        return read(prepare(copy))
     except Exception as error:  # a peer that cannot run is a row that says so
         samples.error = one_line(error)
+    clock.recover()  # not before the exception has let go of the frames that hold memory
+    return None
 
 
 def _may_run(taken: Samples, alive: list[Samples]) -> bool:

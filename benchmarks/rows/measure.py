@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, partial
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from anl_kernels.terms import REGISTRY, Term
-from benchmarks.bystanders import watch
 from benchmarks.gate import check_anl, check_term
-from benchmarks.inputs import Inputs, Problem, make_inputs
+from benchmarks.inputs import make_inputs
 from benchmarks.memory import peak_growth
 from benchmarks.results import Case, Check, Measurement
-from benchmarks.subjects import SUBJECTS, Subject, criterion_of, loss_and_gradient
-from benchmarks.timing import Budget, Prepare, interleave, measurements, one_line
+from benchmarks.rows.cases import new_case, problem_of, timed
+from benchmarks.subjects import (
+    SUBJECTS,
+    Subject,
+    criterion_of,
+    loss_and_gradient,
+    on_backend,
+)
+from benchmarks.timing import Budget, one_line
 
 Shape = tuple[int, int]
 
-BASELINES = ("ours", "copy", "cross_entropy")
+BASELINES = {
+    "cpu": ("ours", "copy", "cross_entropy"),
+    "cuda": ("ours", "ours_inplace", "copy", "cross_entropy"),
+}
 """Subjects that the times of the others are divided by."""
 GATE_ELEMENTS = 1 << 20
-"""The float64 truth of all the rows would take longer than the measurement."""
+"""On a CPU the float64 truth of all the rows would take longer than the measurement."""
 GATE_ROWS = 4
 """... but never fewer: enough for every thread to have one, as a rule."""
 PARAMETERS: dict[str, dict[str, float]] = {
@@ -40,16 +51,30 @@ def term_instances() -> dict[str, Term]:
 
 
 def gate(
-    shapes: list[Shape], dtypes: list[str], scales: list[float], term_shapes: list[Shape]
+    shapes: list[Shape],
+    dtypes: list[str],
+    scales: list[float],
+    term_shapes: list[Shape],
+    term_dtypes: Iterable[str] = (),
+    device: str = "cpu",
+    backends: Iterable[str] = ("auto",),
+    term_backends: Iterable[str] = ("auto",),
 ) -> Iterator[Check]:
-    """Compare with float64 what the other jobs will time, on fewer rows."""
+    """Compare with float64 what the other jobs will time: on a CPU on fewer rows."""
+    sized = _fewer_rows if device == "cpu" else tuple
     for dtype in dtypes:
         for shape in shapes:
             for scale in scales:
-                yield from check_anl(_problem(_fewer_rows(shape), dtype, scale))
+                problem = problem_of(sized(shape), dtype, scale, device)
+                for backend in backends:
+                    yield from _fitting(f"ANL-CE {shape}", partial(check_anl, problem, backend))
+    for dtype in term_dtypes:
         for shape in term_shapes:
-            for term in term_instances().values():
-                yield from check_term(term, _problem(_fewer_rows(shape), dtype))
+            problem = problem_of(sized(shape), dtype, device=device)
+            for backend in term_backends:
+                for term in term_instances().values():
+                    check = partial(check_term, term, problem, backend)
+                    yield from _fitting(f"{term!r} {shape}", check)
 
 
 def main(
@@ -59,44 +84,59 @@ def main(
     scales: list[float],
     subjects: list[str],
     budget: dict[str, Any],
+    device: str = "cpu",
 ) -> Iterator[Case]:
     """ANL-CE and its peers."""
     chosen = {name: SUBJECTS[name] for name in subjects}
     for dtype in dtypes:
         for scale in scales:
-            problem = _problem(shape, dtype, scale)
-            yield _timed_case("main", regime, problem, chosen, BASELINES, Budget(**budget))
+            problem = problem_of(shape, dtype, scale, device)
+            case = new_case("main", regime, problem)
+            yield timed(case, problem, chosen, BASELINES[device], Budget(**budget))
 
 
-def terms(regime: str, shape: Shape, dtypes: list[str], budget: dict[str, Any]) -> Iterator[Case]:
+def terms(
+    regime: str,
+    shape: Shape,
+    dtypes: list[str],
+    budget: dict[str, Any],
+    device: str = "cpu",
+    backend: str = "auto",
+) -> Iterator[Case]:
     """Every term next to ANL-CE."""
     subjects = {"ours": SUBJECTS["ours"]} | {
         name: Subject(repr(term), partial(loss_and_gradient, criterion_of(term)))
         for name, term in term_instances().items()
     }
+    if backend != "auto":
+        subjects = {name: _switched(subject, backend) for name, subject in subjects.items()}
     for dtype in dtypes:
-        problem = _problem(shape, dtype)
-        yield _timed_case("terms", regime, problem, subjects, ("ours",), Budget(**budget))
+        problem = problem_of(shape, dtype, device=device)
+        case = replace(new_case("terms", regime, problem), backend=backend)
+        yield timed(case, problem, subjects, ("ours",), Budget(**budget))
 
 
 def memory(regime: str, shape: Shape, dtype: str, subject: str) -> Iterator[Case]:
     """Peak extra memory of one subject, the gradient included, over the logits' size."""
-    problem = _problem(shape, dtype)
+    problem = problem_of(shape, dtype)
     label, build = SUBJECTS[subject].label, SUBJECTS[subject].build
     try:
         # What the first call of anything maps, threads and code, is not the logits' business.
-        build(make_inputs(_problem((64, 128), dtype), copies=1))(0)()
+        build(make_inputs(problem_of((64, 128), dtype), copies=1))(0)()
         growth = peak_growth(build(make_inputs(problem, copies=1))(0))
         ratios = {"logits": growth / problem.logits_bytes}
         measured = Measurement(subject, label, ratios=ratios)
     except Exception as error:
         measured = Measurement(subject, label, error=one_line(error))
-    yield _case("memory", regime, problem, [measured])
+    yield new_case("memory", regime, problem, [measured])
 
 
-def _problem(shape: Iterable[int], dtype: str, scale: float = 3.0) -> Problem:
-    rows, classes = shape
-    return Problem(rows, classes, getattr(torch, dtype), scale)
+def _fitting(what: str, check: Callable[[], list[Check]]) -> list[Check]:
+    """What cannot be checked is not right."""
+    try:
+        return check()
+    except torch.OutOfMemoryError as error:
+        return [Check(f"{what}: {one_line(error)}", math.nan, 0.0)]
 
 
 def _fewer_rows(shape: Shape) -> Shape:
@@ -104,44 +144,5 @@ def _fewer_rows(shape: Shape) -> Shape:
     return min(rows, max(GATE_ROWS, GATE_ELEMENTS // classes)), classes
 
 
-def _timed_case(
-    table: str,
-    regime: str,
-    problem: Problem,
-    subjects: Mapping[str, Subject],
-    baselines: tuple[str, ...],
-    budget: Budget,
-) -> Case:
-    inputs = make_inputs(problem)
-    prepares = {name: _late(subject, inputs) for name, subject in subjects.items()}
-    taken_by_others = watch()
-    samples = interleave(prepares, len(inputs.logits), budget)
-    share = taken_by_others and taken_by_others()
-    labels = {name: subject.label for name, subject in subjects.items()}
-    return _case(table, regime, problem, measurements(samples, labels, baselines), share)
-
-
-def _late(subject: Subject, inputs: Inputs) -> Prepare:
-    """Build the subject when it is first prepared, where an error becomes its row."""
-    build = cache(lambda: subject.build(inputs))
-    return lambda i: build()(i)
-
-
-def _case(
-    table: str,
-    regime: str,
-    problem: Problem,
-    measured: list[Measurement],
-    taken_by_others: float | None = None,
-) -> Case:
-    return Case(
-        table=table,
-        regime=regime,
-        device="cpu",
-        rows=problem.rows,
-        classes=problem.classes,
-        dtype=str(problem.dtype).removeprefix("torch."),
-        scale=problem.scale,
-        measurements=measured,
-        taken_by_others=taken_by_others,
-    )
+def _switched(subject: Subject, backend: str) -> Subject:
+    return replace(subject, build=lambda inputs: on_backend(backend, subject.build(inputs)))

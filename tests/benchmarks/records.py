@@ -1,4 +1,7 @@
-"""A run written by hand."""
+"""Runs written by hand."""
+
+import time
+from dataclasses import replace
 
 from benchmarks.results import Case, Check, Measurement, Quantiles, Results
 
@@ -38,3 +41,32 @@ def results(*cases, failures=()):
         cases=list(cases),
         failures=list(failures),
     )
+
+
+GPU = {
+    "name": "NVIDIA X100 (80 GB)",
+    "capability": "9.0",
+    "multiprocessors": 132,
+    "l2_bytes": 60 << 20,
+    "memory_bytes": 80 << 30,
+    "driver": "580.1",
+    "visible": 1,
+}
+
+
+def on_gpu(case, **changes):
+    """The case as a GPU would have it."""
+    return replace(case, device="cuda", regime="default", **changes)
+
+
+def gpu_results(*cases, failures=()):
+    run = results(*cases, failures=failures)
+    run.environment["machine"]["gpu"] = GPU
+    arguments = run.arguments | {"device": "cuda"}
+    return replace(run, arguments=arguments, backend="auto")
+
+
+def slow():
+    """A job that does not end in time."""
+    time.sleep(30)
+    yield

@@ -3,6 +3,7 @@ import torch
 
 import anl_kernels as ak
 from anl_kernels.terms import REGISTRY
+from benchmarks.bounds import BARS
 from benchmarks.inputs import MAX_COPIES, Problem, copies_to_flush, make_inputs
 from benchmarks.memory import peak_growth
 from benchmarks.peers import careful_anl, official_anl
@@ -12,8 +13,8 @@ from tests.helpers import error
 
 
 @pytest.fixture
-def inputs():
-    return make_inputs(Problem(6, 11, torch.float64, scale=5.0), copies=2)
+def inputs(device):
+    return make_inputs(Problem(6, 11, torch.float64, 5.0, device.type), copies=2)
 
 
 def gradient(criterion, inputs):
@@ -31,7 +32,25 @@ def test_peers_compute_the_same_loss(peer, tolerance, inputs):
     assert error(grad_by_peer, grad) <= tolerance
 
 
-@pytest.mark.parametrize("name", sorted(set(SUBJECTS) - {"compiled"}))
+ON_CPU = [name for name, subject in SUBJECTS.items() if "cpu" in subject.devices]
+
+
+def test_every_device_has_the_subjects_that_its_bars_need():
+    for device in ("cpu", "cuda"):
+        there = {name for name, subject in SUBJECTS.items() if device in subject.devices}
+        for bar in BARS:
+            if bar.device == device:
+                assert {bar.subject, bar.over} - {None, "logits"} <= there
+
+
+def test_triton_runs_on_triton(inputs, triton_backend):
+    for name in ("triton", "triton_inplace"):
+        SUBJECTS[name].build(inputs)(0)()
+    _, wanted = gradient(ak.anl, inputs)
+    torch.testing.assert_close(inputs.spare[0], wanted)
+
+
+@pytest.mark.parametrize("name", sorted(set(ON_CPU) - {"compiled"}))
 def test_subjects_leave_the_inputs_as_they_found_them(name, inputs):
     before = inputs.logits[0].detach().clone()
     prepare = SUBJECTS[name].build(inputs)
@@ -61,7 +80,8 @@ def test_every_term_has_an_instance():
 
 
 def test_the_gate_is_green_where_the_library_is_right():
-    checks = list(gate([(8, 300)], ["float32", "bfloat16"], [5.0], [(8, 300)]))
+    dtypes = ["float32", "bfloat16"]
+    checks = list(gate([(8, 300)], dtypes, [5.0], [(8, 300)], dtypes))
     assert [check for check in checks if not check.passed] == []
     assert len(checks) == 2 * (4 + 2 * len(REGISTRY))
 
