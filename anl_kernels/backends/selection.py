@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from anl_kernels.backends import gpu_choice
+from anl_kernels.backends.compiled import CompiledBackend
 from anl_kernels.backends.cpu import library as cpu_library
 from anl_kernels.backends.cuda import library as cuda_library
+from anl_kernels.backends.interface import Backend
 from anl_kernels.terms import Terms
 
 AUTO = "auto"
@@ -216,18 +217,14 @@ def interpreting() -> bool:
 
 
 @lru_cache
-def load_backend(name: str) -> ModuleType:
-    """The module that implements :class:`anl_kernels.backends.interface.Backend`."""
+def load_backend(name: str) -> Backend:
+    """The implementation of a backend that can run on this machine."""
     if name == TRITON:
         from anl_kernels.backends.triton import launch
 
         return launch
     if name == CPU:
-        from anl_kernels.backends.cpu import launch as cpu_launch
-
-        return cpu_launch
+        return CompiledBackend(torch.ops.anl_kernels_cpu, cpu_library.load().functor_names())
     if name == CUDA:
-        from anl_kernels.backends.cuda import launch as cuda_launch
-
-        return cuda_launch
+        return CompiledBackend(torch.ops.anl_kernels_cuda, cuda_library.load().functor_names())
     raise ValueError(f"{name!r} is not a kernel backend")

@@ -1,5 +1,5 @@
 // The operators torch.ops.anl_kernels_cpu.*: tensors in, work shared over PyTorch's threads,
-// tensors out. anl_kernels/backends/cpu/launch.py calls them.
+// tensors out. anl_kernels/backends/compiled.py calls them.
 #include "ops.h"
 
 #include "../tensors.h"
@@ -140,6 +140,12 @@ Tensor softmax_backward(const Tensor& given_upstream, const Tensor& given_probs)
   return grad;
 }
 
+// See Backend.scale_.
+void scale_(const Tensor& tensor, const Tensor& factor) {
+  if (factor.item().toDouble() != 1)
+    tensor.mul_(factor);
+}
+
 TORCH_LIBRARY(anl_kernels_cpu, library) {
   library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
               "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
@@ -151,6 +157,7 @@ TORCH_LIBRARY(anl_kernels_cpu, library) {
   library.def("softmax(Tensor logits) -> Tensor");
   library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
   library.def("empty_like_rows(Tensor logits) -> Tensor");
+  library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
@@ -160,6 +167,7 @@ TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("softmax", softmax);
   library.impl("softmax_backward", softmax_backward);
   library.impl("empty_like_rows", empty_like_rows);
+  library.impl("scale_", scale_);
 }
 
 } // namespace

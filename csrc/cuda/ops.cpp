@@ -1,5 +1,5 @@
 // The operators torch.ops.anl_kernels_cuda.*: tensors in, kernels started, tensors out; nothing
-// here waits for the device. anl_kernels/backends/cuda/launch.py calls them.
+// here waits for the device. anl_kernels/backends/compiled.py calls them.
 #include "ops.h"
 
 #include "../tensors.h"
@@ -39,12 +39,11 @@ void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
   cuda::row_loss(args, data_of(workspace), place);
 }
 
-// See Backend.row_loss in anl_kernels/backends/interface.py; the first of the outputs, the loss, is
-// left to launch.py.
+// See Backend.row_loss in anl_kernels/backends/interface.py.
 Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                  const OptionalTensor& term_weights, at::IntArrayRef functors,
-                 at::ArrayRef<double> numbers, int64_t ignore_index, bool write_grad, bool inplace,
-                 bool write_stats, bool aux, bool probs) {
+                 at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,
+                 bool inplace, bool write_stats, bool aux, bool probs) {
   check_device("target", target, logits);
   check_device("row_scale", row_scale, logits);
   if (term_weights)
@@ -52,9 +51,10 @@ Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_s
   const OnDeviceOf device(logits);
   RowLossCall call(logits, target, row_scale, term_weights, terms_of(functors, numbers),
                    ignore_index, {write_grad, inplace, write_stats, aux, probs}, allocate);
-  if (call.empty())
-    return std::move(call.outputs);
-  run(call.args, call.logits, device.place());
+  if (!call.empty())
+    run(call.args, call.logits, device.place());
+  const Tensor scaled = std::get<1>(call.outputs).view(target.sizes()).mul(call.scale);
+  std::get<0>(call.outputs) = reduce ? scaled.sum() : scaled;
   return std::move(call.outputs);
 }
 
@@ -112,8 +112,8 @@ void scale_(const Tensor& tensor, const Tensor& factor) {
 
 TORCH_LIBRARY(anl_kernels_cuda, library) {
   library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-              "int[] functors, float[] numbers, int ignore_index, bool write_grad, bool inplace, "
-              "bool write_stats, bool aux, bool probs) -> "
+              "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
+              "bool inplace, bool write_stats, bool aux, bool probs) -> "
               "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
               "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");

@@ -1,0 +1,77 @@
+"""The door to the kernels in C++ and CUDA: their operators, with a request for arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from anl_kernels.backends.interface import RowOutputs, RowRequest, term_numbers
+from anl_kernels.terms import Terms
+
+
+class CompiledBackend:
+    """A ``Backend`` of operators that an extension registered.
+
+    Args:
+        operators: their namespace, such as ``torch.ops.anl_kernels_cpu``.
+        functors: the names of the functors that the kernels have, in their order.
+    """
+
+    def __init__(self, operators: Any, functors: Sequence[str]) -> None:
+        self._operators = operators
+        self._functors = {name: place for place, name in enumerate(functors)}
+        self.empty_like_rows = operators.empty_like_rows
+        self.scale_ = operators.scale_
+        self.softmax = operators.softmax
+        self.softmax_backward = operators.softmax_backward
+
+    def knows(self, functor: str) -> bool:
+        """See ``Backend.knows``."""
+        return functor in self._functors
+
+    def row_loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        term_weights: Tensor | None,
+        request: RowRequest,
+    ) -> RowOutputs:
+        """See ``Backend.row_loss``."""
+        return RowOutputs(
+            *self._operators.row_loss(
+                logits,
+                target,
+                row_scale,
+                term_weights,
+                *request.terms.derived(self._encode),
+                request.ignore_index,
+                request.reduce,
+                request.write_grad,
+                request.inplace,
+                request.write_stats,
+                request.aux,
+                request.probs,
+            )
+        )
+
+    def row_grad(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        stats: Tensor,
+        request: RowRequest,
+    ) -> None:
+        """See ``Backend.row_grad``."""
+        encoded = request.terms.derived(self._encode)
+        self._operators.row_grad_into(
+            grad, logits, target, row_scale, stats, *encoded, request.ignore_index
+        )
+
+    def _encode(self, terms: Terms) -> tuple[list[int], list[float]]:
+        """Functors by their place in the kernels' list, and the terms' numbers."""
+        return [self._functors[term.functor] for term in terms.terms], term_numbers(terms)
