@@ -118,8 +118,10 @@ template <class A> struct TrueFocal {
     }
     return of_large(l, p);
   }
+  // Where p is close to 1, 1 - p has lost the digits that l still has.
   template <class V> ANL_RARE_FN Phi<V> of_large(V l, V p) const {
-    return at_target(l, p, A(1) - p);
+    using M = Math<V>;
+    return at_target(l, p, M::select(p > A(0.5), -M::expm1(l), A(1) - p));
   }
   template <class V> ANL_FN Phi<V> at_target(V l, V p, V complement) const {
     const V weight = weigh.of_complement(complement);

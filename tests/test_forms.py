@@ -98,12 +98,50 @@ def test_missing_classes(terms, form, device, poisoned):
     target = present.nonzero()[target % int(present.sum()), 0]
     places = present.cumsum(0)[target] - 1
     losses, grad = expected(logits[:, present], places, terms)
-    loss, ours = loss_and_grad(
-        logits.masked_fill(~present, -torch.inf), target, terms, reduction="none"
-    )
-    torch.testing.assert_close(loss, losses)
-    torch.testing.assert_close(ours[:, present], grad)
-    assert not ours[:, ~present].any()
+    masked = logits.masked_fill(~present, -torch.inf)
+    for reduction in ("sum", "none"):
+        loss, ours = loss_and_grad(masked, target, terms, reduction=reduction)
+        torch.testing.assert_close(loss, losses.sum() if reduction == "sum" else losses)
+        torch.testing.assert_close(ours[:, present], grad)
+        assert not ours[:, ~present].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("low", [-1e4, -1e9, -1e34, "lowest"])
+@over(("NCE", "NNCE", "ANL-CE", "CE-smoothed"))
+def test_a_target_far_below_the_others(terms, low, dtype, form, device):
+    """Vocabularies are padded with logits of -1e9, or the lowest number there is."""
+    logits, target = random_rows(3, 37, dtype, device)
+    low = torch.finfo(dtype).min if low == "lowest" else low
+    logits[1, target[1]] = low
+    loss, grad = loss_and_grad(logits, target, terms, reduction="none")
+    with ak.use_backend("reference"):
+        wanted, wanted_grad = loss_and_grad(logits.double(), target, terms, reduction="none")
+    if low > -1e30:  # further down the reference overflows, and NCE is 1 to the last digit
+        torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
+        tolerance = {torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
+        for row in range(3):
+            assert error(grad[row], wanted_grad[row]) <= tolerance
+    else:
+        assert not loss[[0, 2]].isnan().any()
+        assert not grad.isnan().any()
+        if len(terms) == 1 and isinstance(terms.terms[0], (ak.NCE, ak.NNCE)):
+            assert loss[1].item() == pytest.approx(1.0)
+
+
+def test_weights_of_rows_and_terms(form, device, poisoned):
+    logits, target = random_rows(5, 37, torch.float64, device)
+    sample_weight = torch.rand(5, dtype=torch.float64, device=device)
+    weights = torch.rand(2, dtype=torch.float64, device=device)
+    terms = weights[0] * ak.NCE() + weights[1] * ak.NNCE()
+    plain = weights[0].item() * ak.NCE() + weights[1].item() * ak.NNCE()
+    losses, grad = expected(logits, target, plain, sample_weight)
+    for reduction in ("sum", "none"):
+        options = {"sample_weight": sample_weight, "reduction": reduction}
+        loss, ours = loss_and_grad(logits, target, terms, **options)
+        weighted = losses * sample_weight
+        torch.testing.assert_close(loss, weighted.sum() if reduction == "sum" else weighted)
+        torch.testing.assert_close(ours, grad)
 
 
 def test_ignored_rows_are_not_read(form, device, poisoned):
@@ -117,7 +155,7 @@ def test_ignored_rows_are_not_read(form, device, poisoned):
         assert not grad[1].any()
 
 
-@pytest.mark.parametrize("label", [-1, 37, 10**6, -(2**31)])
+@pytest.mark.parametrize("label", [-1, 37, 10**6, -(2**31), 2**32 + 3])
 def test_label_out_of_range_is_nan_in_its_row_only(label, form, device, monkeypatch):
     monkeypatch.setattr("anl_kernels.checks.check_labels_in_range", lambda *args: None)
     logits, target = random_rows(3, 37, torch.float32, device)

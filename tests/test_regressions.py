@@ -139,3 +139,14 @@ def test_a_cache_limit_that_is_no_number_is_named_and_not_used():
         check=True,
     )
     assert f"{CACHE_VARIABLE} must be a whole number of MiB, got '1.5'" in result.stderr
+
+
+@pytest.mark.parametrize("term", [ak.NFL(detach_weight=False), ak.NNFL(detach_weight=False)])
+def test_another_class_that_is_nearly_certain(term, backend, device):
+    """1 - p has no digits left there, which the slope of (1 - p)^gamma would divide by."""
+    logits = (30 * torch.randn(1000, 3, dtype=torch.float64, device=device)).float()
+    target = torch.randint(3, (1000,), device=device)
+    _, grad = loss_and_grad(logits, target, term, reduction="none")
+    with ak.use_backend("reference"):
+        _, exact = loss_and_grad(logits.double(), target, term, reduction="none")
+    assert (grad - exact).abs().max() <= 1e-5

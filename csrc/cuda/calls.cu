@@ -30,10 +30,13 @@ int64_t stats_bytes(const RowLossArgs& args) {
 }
 
 // The sums, then the gradient and the softmax from what was saved of the rows.
-void split_row_loss(RowLossArgs args, const Plan& plan, void* workspace, const Place& place) {
+void split_row_loss(RowLossArgs args, const Plan& plan, const Workspace& workspace,
+                    const Place& place) {
+  const int64_t sums = split_workspace(args, plan);
+  char* const memory = static_cast<char*>(workspace(sums + stats_bytes(args)));
   if (!args.stats)
-    args.stats = static_cast<char*>(workspace) + split_workspace(args, plan);
-  launch_split(args, plan, workspace, place.stream);
+    args.stats = memory + sums;
+  launch_split(args, plan, memory, place.stream);
   if (!args.grad.data && !args.probs.data)
     return;
   RowGradArgs grad = {args, args.stats};
@@ -51,13 +54,7 @@ Limits& limits() {
 
 int num_functors() { return count_of_functors; }
 
-int64_t row_loss_workspace(const RowLossArgs& given, const Place& place) {
-  RowLossArgs args = given;
-  const Plan plan = planned(args, place);
-  return plan.form == Form::Split ? split_workspace(args, plan) + stats_bytes(args) : 0;
-}
-
-void row_loss(const RowLossArgs& given, void* workspace, const Place& place) {
+void row_loss(const RowLossArgs& given, const Workspace& workspace, const Place& place) {
   RowLossArgs args = given;
   const Plan plan = planned(args, place);
   switch (plan.form) {

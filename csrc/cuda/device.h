@@ -116,7 +116,7 @@ template <class V> ANL_DEVICE void store_to_peer(V*, int, V) {}
 
 // ---- memory ------------------------------------------------------------------------------------
 
-// Global memory; the second form for what nobody reads soon.
+// Global memory.
 ANL_DEVICE Bytes16 load16(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {{v.x, v.y, v.z, v.w}};
@@ -156,6 +156,10 @@ ANL_DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// A product that the compiler does not fuse with an addition.
+ANL_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+ANL_DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
+
 // ---- the host's side ---------------------------------------------------------------------------
 
 struct Device {
@@ -174,9 +178,10 @@ struct Grid {
 };
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("anl_kernels: ") + what + ": " +
-                             cudaGetErrorString(error));
+  if (error == cudaSuccess)
+    return;
+  cudaGetLastError(); // or it would come up again in whatever is called next
+  throw std::runtime_error(std::string("anl_kernels: ") + what + ": " + cudaGetErrorString(error));
 }
 
 inline Device describe_device(int index) {
@@ -194,12 +199,28 @@ inline Device describe_device(int index) {
   return device;
 }
 
+// Lets a kernel have as much shared memory as a block of the current device may. Always that much:
+// the limit is the function's, for every thread that launches it.
+inline cudaError_t allow_shared_memory(const void* entry) {
+  int device = 0, bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return error;
+}
+
 // The most blocks that a cluster of this kernel can have on the current device, when each has that
 // much shared memory: 16 on a whole H100, fewer where its multiprocessors are shared out (MIG).
 template <class Param>
 int largest_cluster(void (*kernel)(Param), int threads, int64_t shared_bytes) {
   const auto entry = reinterpret_cast<const void*>(kernel);
   constexpr int portable = 8;
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, entry), "cudaFuncGetAttributes");
+  if (attributes.ptxVersion < 90) // compiled at run time from code that knows no clusters
+    return 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(16);
   config.blockDim = dim3(unsigned(threads));
@@ -207,8 +228,7 @@ int largest_cluster(void (*kernel)(Param), int threads, int64_t shared_bytes) {
   int blocks = 0;
   const bool known = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed,
                                           1) == cudaSuccess &&
-                     cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          int(shared_bytes)) == cudaSuccess &&
+                     allow_shared_memory(entry) == cudaSuccess &&
                      cudaOccupancyMaxPotentialClusterSize(&blocks, entry, &config) == cudaSuccess;
   if (!known)
     cudaGetLastError(); // and forget it
@@ -223,9 +243,7 @@ void launch(void (*kernel)(Param), const char* name, const Grid& grid, void* str
     throw std::runtime_error(std::string("anl_kernels: too many rows for ") + name);
   const auto entry = reinterpret_cast<const void*>(kernel);
   if (grid.shared_bytes > 48 << 10)
-    check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(grid.shared_bytes)),
-          name);
+    check(allow_shared_memory(entry), name);
   cudaLaunchAttribute cluster = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(grid.blocks_x), unsigned(grid.blocks_y));

@@ -81,7 +81,7 @@ ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, boo
                            const Sink<T>& probs) {
   using A = Accumulator<T>;
   const RowLossArgs& args = p.args;
-  const Statistics<A> s = team.reduce(statistics_of(source, p.terms.linear, anchor(label.z_y)));
+  const Statistics<A> s = team.reduce(statistics_of(source, p.terms.linear));
   RowSums<A> row = row_sums(s, label, int(args.shape.K));
   sum_dense(p.terms, source, s, team, slots, row);
   if (args.argmax) {

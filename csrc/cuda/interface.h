@@ -3,6 +3,8 @@
 
 #include "../call.h"
 
+#include <functional>
+
 namespace anl::cuda {
 
 // Where kernels run. The device must be the current one.
@@ -31,9 +33,10 @@ int num_functors();
 // Most terms in a sum.
 constexpr int max_terms = 32;
 
-// Bytes of device memory that row_loss needs to work in; 0 but for rows that are split.
-int64_t row_loss_workspace(const RowLossArgs&, const Place&);
-void row_loss(const RowLossArgs&, void* workspace, const Place&);
+// Gives device memory to work in, for as long as the kernels that the call starts run.
+using Workspace = std::function<void*(int64_t bytes)>;
+
+void row_loss(const RowLossArgs&, const Workspace&, const Place&);
 void row_grad(const RowGradArgs&, const Place&);
 void softmax_backward(const SoftmaxBackwardArgs&, const Place&);
 

@@ -34,9 +34,12 @@ TermList terms_of(at::IntArrayRef functors, at::ArrayRef<double> numbers) {
 // Memory to work in may go back to the allocator at once: whoever gets it next in this stream comes
 // after the kernels.
 void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
-  const int64_t bytes = row_loss_workspace(args, place);
-  const Tensor workspace = bytes ? at::empty({bytes}, logits.options().dtype(at::kByte)) : Tensor();
-  cuda::row_loss(args, data_of(workspace), place);
+  Tensor memory;
+  const auto workspace = [&](int64_t bytes) {
+    memory = at::empty({bytes}, logits.options().dtype(at::kByte));
+    return memory.data_ptr();
+  };
+  cuda::row_loss(args, workspace, place);
 }
 
 // See Backend.row_loss in anl_kernels/backends/interface.py.

@@ -23,8 +23,7 @@ inline const char* name_of(Form form) {
 
 constexpr int tile_threads = 128, row_threads = 256, warp_row_threads = 128;
 
-// Parts of a row: as few as keep all multiprocessors busy with one row, so that merging them is
-// quick.
+// Parts of a row: several for each multiprocessor, and few enough that merging them is quick.
 constexpr int max_parts = 1024;
 
 struct Plan {
@@ -50,7 +49,7 @@ inline int64_t row_bytes(int64_t K, int64_t size) { return ceil_div(K * size, 16
 inline int64_t aligned(int64_t bytes) { return ceil_div(bytes, 16) * 16; }
 
 inline void check_shape(const Shape& shape) {
-  if (shape.K > INT_MAX - 64)
+  if (shape.K > INT_MAX - (1 << 16)) // so that a step past the end stays an int
     throw std::runtime_error("anl_kernels: the cuda backend takes fewer than 2^31 classes, got " +
                              std::to_string(shape.K));
 }

@@ -33,13 +33,11 @@ ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const 
   return {int(label), true, widen(row[label * args.logits.cls])};
 }
 
-// Numbers that linear sums are taken relative to, so that no offset cancels.
-template <class A> ANL_DEVICE A anchor(A z_y) { return z_y > -A(INFINITY) ? z_y : A(0); }
-
 // ---- sums --------------------------------------------------------------------------------------
 
+// Relative to the largest so far, so that no offset of the logits cancels, whatever lies far below.
 template <class Source, class A = typename Source::A>
-ANL_DEVICE Statistics<A> statistics_of(const Source& source, bool linear, A z_0) {
+ANL_DEVICE Statistics<A> statistics_of(const Source& source, bool linear) {
   constexpr int W = Source::width;
   Statistics<A> s = Statistics<A>::nothing();
   int seen = 0, absent = 0;
@@ -52,11 +50,15 @@ ANL_DEVICE Statistics<A> statistics_of(const Source& source, bool linear, A z_0)
     }
     if (high > s.m) {
       s.mass *= exp_below(s.m - high);
+      s.total += seen > absent ? (s.m - high) * A(seen - absent) : A(0);
       s.m = high;
     }
+    A d[W];
 #pragma unroll
-    for (int i = 0; i < W; ++i)
-      s.mass += exp_below(z[i] - s.m);
+    for (int i = 0; i < W; ++i) {
+      d[i] = z[i] - s.m;
+      s.mass += exp_below(d[i]);
+    }
     seen += W;
     if (low == -A(INFINITY)) {
 #pragma unroll
@@ -64,14 +66,14 @@ ANL_DEVICE Statistics<A> statistics_of(const Source& source, bool linear, A z_0)
         const bool there = z[i] != -A(INFINITY);
         absent += !there;
         s.lowest = there ? smaller(s.lowest, z[i]) : s.lowest;
-        s.total += there ? z[i] - z_0 : A(0);
+        s.total += there ? d[i] : A(0);
       }
     } else {
       s.lowest = smaller(s.lowest, low);
       if (linear)
 #pragma unroll
         for (int i = 0; i < W; ++i)
-          s.total += z[i] - z_0;
+          s.total += d[i];
     }
   });
   s.count = A(seen - absent);
@@ -93,8 +95,7 @@ ANL_DEVICE Best<A> best_of(const Source& source) {
 // What the classes of a row are measured by.
 template <class A> struct Scale {
   A m, log_s, to_p; // p = exp(z - m) to_p
-  ANL_DEVICE Scale(A m_, A log_s_)
-      : m(m_), log_s(log_s_), to_p(log_s_ == -A(INFINITY) ? A(0) : Math<A>::exp(-log_s_)) {}
+  ANL_DEVICE Scale(A m_, A log_s_) : m(m_), log_s(log_s_), to_p(Math<A>::exp(-log_s_)) {}
   ANL_DEVICE A l(A z) const { return (z - m) - log_s; }
   ANL_DEVICE A p(A z) const { return exp_below(z - m) * to_p; }
 };
@@ -153,8 +154,9 @@ ANL_DEVICE RowSums<A> row_sums(const Statistics<A>& s, const Label<A>& label, in
   RowSums<A> row;
   row.softmax = normalise(m_others, s.mass, label.z_y);
   row.count = s.count;
-  row.linear = s.total - s.count * ((row.softmax.m - anchor(label.z_y)) + row.softmax.log_s);
-  row.some_absent = s.count != A(K - (label.y >= 0));
+  row.linear = s.count > 0 ? s.total + s.count * ((s.m - row.softmax.m) - row.softmax.log_s) : A(0);
+  // A float does not count beyond 2^24.
+  row.some_absent = s.count != A(K - (label.y >= 0)) || (sizeof(A) == 4 && K > 1 << 24);
   row.lines = 0;
   return row;
 }

@@ -51,7 +51,9 @@ warp_rows_kernel(ANL_PARAM RowLossParam<Accumulator<T>> p) {
 
 // A cluster to a row; one block too. Kept in its shared memory, or read again for every sweep.
 template <class T, bool kept>
-ANL_KERNEL(row_threads, sizeof(T) == 8 ? 1 : 3)
+ANL_KERNEL(row_threads, sizeof(T) == 8 ? 1
+                        : kept         ? 3
+                                       : 2)
 cluster_row_kernel(ANL_PARAM RowLossParam<Accumulator<T>> p) {
   using A = Accumulator<T>;
   const int blocks = cluster_size(), block = cluster_rank();

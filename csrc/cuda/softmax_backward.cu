@@ -85,6 +85,7 @@ softmax_backward_kernel(ANL_PARAM SoftmaxBackwardParam<Accumulator<T>> p) {
 
 void softmax_backward(const SoftmaxBackwardArgs& given, const Place& place) {
   SoftmaxBackwardArgs args = given;
+  check_shape(args.shape);
   canonical(args.shape, args.probs, args.upstream, args.grad);
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);

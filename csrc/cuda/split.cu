@@ -54,8 +54,7 @@ split_statistics_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const Streamed<T> source = row.source(p);
   Cluster team(shared_memory());
   const int64_t at = row.n * p.out.parts + row.part;
-  const Statistics<A> s =
-      team.reduce(statistics_of(source, p.row.terms.linear, anchor(row.label.z_y)));
+  const Statistics<A> s = team.reduce(statistics_of(source, p.row.terms.linear));
   if (team.leads())
     p.out.statistics[at] = s;
   if (!p.row.args.argmax)
@@ -77,12 +76,17 @@ split_sums_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const Terms<A>& terms = p.row.terms;
   for (int i = 0; i < terms.num_dense; ++i) {
     const Term<A>& term = terms.term[terms.dense[i]];
-    if (line_of(term, sums_of_row, s).holds)
-      continue;
+    const Line<A> line = line_of(term, sums_of_row, s);
     Sums<A> sums = Sums<A>::nothing();
-    with_dense_functor(term,
-                       [&](const auto& f) { sums = sums_of(f, source, scale_of(sums_of_row)); });
-    sums = team.reduce(sums);
+    if (!line.holds) {
+      with_dense_functor(term,
+                         [&](const auto& f) { sums = sums_of(f, source, scale_of(sums_of_row)); });
+      sums = team.reduce(sums);
+    } else if (row.part == 0) {
+      // The first part has the sums of the row. Who merges them need not decide the same again,
+      // where a rounding might make it decide otherwise.
+      sums = sums_on_line(line, sums_of_row);
+    }
     if (team.leads())
       p.out.sums[(row.n * p.out.parts + row.part) * terms.num_dense + i] = sums;
   }
@@ -97,18 +101,13 @@ split_finish_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const int parts = p.out.parts;
   Lanes team(warp_size);
   const Statistics<A> s = merged(p.out.statistics + row.n * parts, parts, 1, team);
-  RowSums<A> sums_of_row = row_sums(s, row.label, row.K);
+  const RowSums<A> sums_of_row = row_sums(s, row.label, row.K);
   const RowSlots<A> slots(reinterpret_cast<A*>(shared_memory()), terms.num_dense);
   for (int i = 0; i < terms.num_dense; ++i) {
-    const Line<A> line = line_of(terms.term[terms.dense[i]], sums_of_row, s);
     const Sums<A>* of_parts = p.out.sums + row.n * parts * terms.num_dense + i;
-    const Sums<A> sums = line.holds ? sums_on_line(line, sums_of_row)
-                                    : merged(of_parts, parts, terms.num_dense, team);
-    sums_of_row.lines |= line.holds ? 1u << i : 0u;
-    if (team.leads()) {
+    const Sums<A> sums = merged(of_parts, parts, terms.num_dense, team);
+    if (team.leads())
       slots.put_sums(i, sums);
-      slots.put_slope(i, line.slope);
-    }
   }
   if (p.row.args.argmax) {
     const Best<A> best = merged(p.out.best + row.n * parts, parts, 1, team);

@@ -26,15 +26,18 @@ template <class A> ANL_DEVICE Sums<A> merge_lanes(Sums<A> s, int lanes) {
 }
 
 // Of classes other than the target: the maximum, the sum of exp(z - m), the least that is not -inf,
-// the sum of z - z_0 over those and their number.
+// the sum of z - m over those and their number.
 template <class A> struct Statistics {
   A m, mass, lowest, total, count;
+  // From the lowest number on, which -inf may be compared with and subtracted from.
   ANL_DEVICE static Statistics nothing() { return {lowest_number<A>, 0, A(INFINITY), 0, 0}; }
 };
 
 template <class A> ANL_DEVICE Statistics<A> with_maximum(Statistics<A> s, A m) {
-  // From the lowest number on, where -inf may be subtracted from.
-  s.mass *= Math<A>::exp(s.m - m);
+  // Not to be fused with the addition that follows: lanes that merge in other orders must round
+  // alike.
+  s.mass = product(s.mass, Math<A>::exp(s.m - m));
+  s.total += s.count > 0 ? product(s.m - m, s.count) : A(0);
   s.m = m;
   return s;
 }

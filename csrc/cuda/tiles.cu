@@ -80,7 +80,7 @@ elements_kernel(ANL_PARAM RowLossParam<Accumulator<T>> p) {
   const Label<A> label = label_of<T>(args, n, z, place.exists);
   const bool read = label.counted || p.all_rows;
   Lanes team(lanes);
-  // An ignored row is not read for the sums, but for nothing in the writing of its zeros.
+  // An ignored row is swept only for the zeros of its gradient.
   const bool swept = place.exists && (read || args.grad.data);
   const Elements<T, false> source(z, args.logits.cls, swept ? K : 0, label.y, team.rank(), lanes);
   finish_row<T>(p, n, place.exists, label, source, team,

@@ -35,7 +35,7 @@ def launch_of(*shape, dtype=torch.bfloat16):
 
 
 def assert_right(logits, target, terms=TERMS):
-    exact = logits.detach().double().contiguous()
+    exact = logits.detach().double()
     losses, grad = expected(exact, target, terms)
     for reduction in ("sum", "none"):
         loss, ours = loss_and_grad(logits, target, terms, reduction=reduction)
@@ -115,6 +115,57 @@ def test_a_row_of_a_large_cluster_as_planned(device, poisoned):
     logits, target = random_rows(2, (1 << 18) - 5, torch.bfloat16, device)
     assert launch_of(*logits.shape) == ("cluster", 16)
     assert_right(logits, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_parts(dtype, device, monkeypatch, poisoned):
+    """More than a block's threads, and than a warp's lanes, which merge them."""
+    logits, target = random_rows(2, 8000, dtype, device)
+    logits[0] *= 0.1  # a row without clamped classes, and one with
+    with checked("cuda", "split", monkeypatch):
+        assert_right(logits, target)
+        _, aux = ak.robust_loss(logits, target, TERMS, return_aux="argmax")
+    assert torch.equal(aux.argmax, logits.argmax(1))
+
+
+def test_all_parts_agree_on_what_is_clamped(device, monkeypatch, poisoned):
+    """Rows whose lowest class lies within a rounding of the clamp's margin."""
+    logits = torch.randn(256, 560, device=device)
+    target = torch.randint(560, (256,), device=device)
+    lse = logits.logsumexp(1)
+    edge = lse + torch.log(torch.tensor(1e-7)) + 1e-3
+    target[target == 7] = 8
+    steps = torch.arange(256, device=device) - 128
+    logits[:, 7] = edge * (1 + steps * 2.0**-24)
+    with checked("cuda", "split", monkeypatch):
+        losses, grad = loss_and_grad(logits, target, ak.NNCE(), reduction="none")
+    wanted, wanted_grad = expected(logits.double(), target, ak.terms.as_terms(ak.NNCE()))
+    assert error(losses, wanted) <= 1e-6
+    assert error(grad, wanted_grad) <= 1e-5
+
+
+def test_the_most_parts():
+    launch = library.load().row_loss_launch(torch.empty(2, 40_000_000, dtype=torch.bfloat16))
+    assert launch["form"] == "split"
+    assert launch["blocks"] <= 2 * 1024
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8])
+@pytest.mark.parametrize("num_classes", [96, 4000])
+def test_softmax_of_rows_that_start_elsewhere_than_its_gradient(num_classes, cut, device):
+    logits = torch.randn(3, num_classes, device=device, requires_grad=True)
+    up = torch.randn(3, num_classes + cut, device=device)[:, cut:]
+    (grad,) = torch.autograd.grad(ak.softmax(logits), logits, up)
+    (by_torch,) = torch.autograd.grad(logits.softmax(-1), logits, up)
+    torch.testing.assert_close(grad, by_torch)
+
+
+@pytest.mark.parametrize("positions", [128, 131, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_tiles_of_positions(dtype, positions, device, poisoned):
+    """Lines of a tile that start at multiples of 16 bytes, and that do not."""
+    logits = torch.randn(2, 5, positions, dtype=torch.float64, device=device).to(dtype)
+    assert_right(logits, torch.randint(5, (2, positions), device=device))
 
 
 @pytest.mark.parametrize("form", LONG_FORMS)

@@ -15,6 +15,7 @@ import torch
 
 import anl_kernels as ak
 from anl_kernels.backends.selection import choose_backend
+from tests.cuda import forms as kernel_forms
 
 TERMS = 5.0 * ak.NCE() + 5.0 * ak.NNCE() + 0.5 * ak.NFL() + 0.1 * ak.GCE()
 SHAPES = (
@@ -104,7 +105,13 @@ def main(backend="cuda", device="cuda"):
     start, cases = time.monotonic(), list(itertools.product(FORMS, SHAPES, DTYPES))
     for form, shape, dtype in cases:
         run(form, shape, dtype, backend, device)
-    print(f"sanitize: {len(cases)} runs on {backend}, {time.monotonic() - start:.0f} s")
+    forced_cases = list(itertools.product(FORMS, DTYPES)) if backend == "cuda" else []
+    for form, dtype in forced_cases:
+        for name in kernel_forms.FORMS:
+            with kernel_forms.forced(name):
+                run(form, (5, 41), dtype, backend, device)
+    count = len(cases) + len(forced_cases) * len(kernel_forms.FORMS)
+    print(f"sanitize: {count} runs on {backend}, {time.monotonic() - start:.0f} s")
     return 0
 
 

@@ -42,11 +42,11 @@ def row_tile_kernel(
     m_others = tl.max(z, 1)
     shift = tl.where(m_others == -float("inf"), 0.0, m_others)
     softmax = normalise(m_others, tl.sum(tl.exp(z - shift[:, None]), 1), z_y)
-    z_0 = anchor(z_y)
     there = z > -float("inf")
-    linear = (z_0, z_0, z_0)
+    linear = (shift, shift, shift)
     if LINEAR:
-        linear = (tl.sum(tl.where(there, z - z_0[:, None], 0.0), 1), tl.sum(there.to(ACC), 1), z_0)
+        total = tl.sum(tl.where(there, z - shift[:, None], 0.0), 1)
+        linear = (total, tl.sum(there.to(ACC), 1), shift)
     S = zero_tiles(NUM_DENSE, BLOCK_N, BLOCK_K, ACC)
     S, D = add_dense(S, S, z, softmax[0], softmax[1], P, TERMS, ACC)
     slopes = finish_rows(
@@ -75,7 +75,9 @@ def row_sweep_kernel(
     loaded = in_rows if ALL_ROWS else counted
     stop = tl.where(tl.max(loaded.to(tl.int32), 0) > 0, K, 0)  # ignored rows are not read
 
-    z_0 = anchor(z_y)
+    z_0 = z_y
+    if LINEAR:
+        z_0 = anchor(Z, rows, y, z_y, loaded, K, ACC)
     m_others, mass, total, count, best = sweep_others(
         Z, rows, y, loaded, z_0, 0, stop, LINEAR, OUT[5] is not None, BLOCK_N, BLOCK_K, ACC
     )

@@ -231,7 +231,9 @@ def _split_rows(
     if constants["NUM_DENSE"]:
         split_sums_kernel[(N * splits,)](**rows, **part, **merge)
     out = output_args(outputs, outputs.grad)["OUT"]
-    split_finish_kernel[(N,)](**rows, **merge, W=term_weights, OUT=out, BEST=BEST)
+    split_finish_kernel[(N,)](
+        **rows, **merge, ALL_ROWS=part["ALL_ROWS"], W=term_weights, OUT=out, BEST=BEST
+    )
 
 
 def _tiles(view: RowView, plan: Plan) -> int:

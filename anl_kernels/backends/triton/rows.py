@@ -56,9 +56,16 @@ def load_target(T, Y, rows, n, in_rows, K, IGNORE, ACC: tl.constexpr):
 
 
 @triton.jit
-def anchor(z_y):
-    """A logit of the row that linear sums are taken relative to, so that no offset cancels."""
-    return tl.where(z_y > -float("inf"), z_y, 0.0)
+def anchor(Z, rows, y, z_y, mask_n, K, ACC: tl.constexpr):
+    """A logit of the row that linear sums are taken relative to, so that no offset cancels.
+
+    The larger of the target's and another one: one alone may be masked by a number far below all
+    the rest. The row's maximum would do better, and cost the sweep its registers.
+    """
+    k = tl.where(y == K // 2, 0, K // 2).to(tl.int64)
+    other = tl.load(rows + k * Z[2], mask=mask_n, other=-float("inf")).to(ACC)
+    z_0 = tl.maximum(other, z_y)
+    return tl.where(z_0 > -float("inf"), z_0, 0.0)
 
 
 @triton.jit

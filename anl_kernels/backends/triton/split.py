@@ -30,8 +30,9 @@ def split_statistics_kernel(
     n, slot, rows, y, z_y, loaded, start, stop = part_of_row(
         Z, Y, N, K, M, IGNORE, SPLITS, PART, ALL_ROWS, ACC
     )
+    z_0 = anchor(Z, rows, y, z_y, loaded, K, ACC)
     values = sweep_others(
-        Z, rows, y, loaded, anchor(z_y), start, stop, LINEAR, BEST is not None, 1, BLOCK_K, ACC
+        Z, rows, y, loaded, z_0, start, stop, LINEAR, BEST is not None, 1, BLOCK_K, ACC
     )
     for i in tl.static_range(4):
         tl.store(PARTS + slot * 4 + i, values[i], mask=n < N)
@@ -63,11 +64,15 @@ def split_sums_kernel(
 def split_finish_kernel(
     Z, Y, W, OUT, PARTS, BEST, SUMS, N, K, M, IGNORE, SPLITS, P,
     TERMS: tl.constexpr, NUM_DENSE: tl.constexpr, ACC: tl.constexpr, BLOCK_S: tl.constexpr,
+    ALL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Program (row): merge its parts and run its head."""
     n = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     in_rows = n < N
-    y, counted, z_y = load_target(Z, Y, row_pointers(Z, n, M), n, in_rows, K, IGNORE, ACC)
+    rows = row_pointers(Z, n, M)
+    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, ACC)
+    loaded = in_rows if ALL_ROWS else counted
+    z_0 = anchor(Z, rows, y, z_y, loaded, K, ACC)
     m_others, mass, total, count = merge_statistics(PARTS, n, SPLITS, BLOCK_S)
     S = ()
     D = ()
@@ -76,7 +81,7 @@ def split_finish_kernel(
         D = D + (tl.sum(load_parts(SUMS, n, SPLITS, 2 * NUM_DENSE, 2 * i + 1, 0.0, BLOCK_S), 1),)
     finish_rows(
         OUT, W, n, in_rows, counted, normalise(m_others, mass, z_y),
-        (total, count, anchor(z_y)), S, D, P, TERMS, ACC,
+        (total, count, z_0), S, D, P, TERMS, ACC,
     )  # fmt: skip
     if OUT[5] is not None:
         m = load_parts(PARTS, n, SPLITS, 4, 0, -float("inf"), BLOCK_S)

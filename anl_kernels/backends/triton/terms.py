@@ -70,7 +70,7 @@ def phi_focal(l, p, gamma, b, c):
 
 @triton.jit
 def phi_focal_true(l, p, gamma, b, c):
-    weight, slope = focal_true(l, p, 1 - p, gamma)
+    weight, slope = focal_true(l, p, complement_of(l, p), gamma)
     return -weight * l, slope
 
 
@@ -83,7 +83,7 @@ def phi_negative_focal(l, p, gamma, clamp, largest):
 
 @triton.jit
 def phi_negative_focal_true(l, p, gamma, clamp, largest):
-    weight, slope = focal_true(l, p, 1 - p, gamma)
+    weight, slope = focal_true(l, p, complement_of(l, p), gamma)
     inside = ~(l < -clamp)
     return tl.where(inside, largest + weight * l, 0.0), tl.where(inside, -slope, 0.0)
 
@@ -104,6 +104,17 @@ def phi_generalised(l, p, q, floor, c):
 @triton.jit
 def phi_square(l, p, a, b, c):
     return p * p, 2 * p * p
+
+
+@triton.jit
+def complement_of(l, p):
+    """1 - p; where p is close to 1 that has lost the digits that l still has.
+
+    They come back as those of expm1 do in numerics.py, with the exponential that is there already.
+    """
+    inner = (p > 0.5) & (p < 1)
+    lost = l / tl.log(tl.where(inner, p, 0.5))
+    return tl.where(inner, (1 - p) * lost, tl.where(p < 1, 1 - p, -l))
 
 
 @triton.jit

@@ -79,4 +79,8 @@ inline float exp2_fast(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 
+// The compiler fuses nothing here.
+inline float product(float a, float b) { return a * b; }
+inline double product(double a, double b) { return a * b; }
+
 } // namespace anl::cuda
