@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.audit import compile_cuda, traffic
 from tests.audit.compile_cuda import TARGETS, nvcc_version, report
@@ -66,6 +67,7 @@ def test_registers_and_shared_memory_stay_within_budget(target):
     assert not over
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the table is the emulated H200's")
 def test_the_document_has_these_figures(cuda_backend):
     document = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
     assert traffic.table() in document, "docs/cuda.md: paste `python -m tests.audit.traffic`"

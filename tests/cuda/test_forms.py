@@ -30,7 +30,8 @@ def device_like():
 
 
 def launch_of(*shape, dtype=torch.bfloat16):
-    launch = library.load().row_loss_launch(torch.empty(shape, dtype=dtype))
+    logits = torch.empty(shape, dtype=dtype, device=library.load().device_type)
+    launch = library.load().row_loss_launch(logits)
     return launch["form"], launch["cluster"]
 
 
@@ -145,7 +146,9 @@ def test_all_parts_agree_on_what_is_clamped(device, monkeypatch, poisoned):
 
 
 def test_the_most_parts():
-    launch = library.load().row_loss_launch(torch.empty(2, 40_000_000, dtype=torch.bfloat16))
+    kernels = library.load()
+    logits = torch.empty(2, 40_000_000, dtype=torch.bfloat16, device=kernels.device_type)
+    launch = kernels.row_loss_launch(logits)
     assert launch["form"] == "split"
     assert launch["blocks"] <= 2 * 1024
 
