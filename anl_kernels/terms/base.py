@@ -169,6 +169,10 @@ class Terms:
             kept[compute] = compute(self)
         return kept[compute]
 
+    def __getstate__(self) -> dict[str, object]:
+        # What was derived may hold what belongs to this process.
+        return {name: value for name, value in self.__dict__.items() if name != "_derived"}
+
     def scaled(self, class_scale: float) -> Terms:
         """The same sum with its normalised terms multiplied by ``class_scale``."""
         if class_scale == 1.0:
