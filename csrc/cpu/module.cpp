@@ -1,6 +1,6 @@
 // The module anl_kernels._cpu: what is not an operator. Facts of the build, the choice of kernels,
 // the cache of buffers.
-#include "../terms.h"
+#include "../facts.h"
 #include "buffers.h"
 #include "ops.h"
 
@@ -9,35 +9,15 @@
 #include <string>
 #include <vector>
 
-namespace {
-
-std::vector<std::string> functor_names() {
-#define ANL_NAME(name, F) name,
-  return {ANL_FOR_EACH_FUNCTOR(ANL_NAME)};
-#undef ANL_NAME
-}
-
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#else
-  return "unknown";
-#endif
-}
-
-} // namespace
-
 PYBIND11_MODULE(_cpu, module) {
   namespace py = pybind11;
   using namespace anl::cpu;
-  module.def("functor_names", functor_names, "The functors the kernels have, in their order.");
+  module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
   module.def(
       "set_kernels",
       [](const py::capsule& table) { set_kernels(table.get_pointer<const Kernels>()); },
       "Run the operators on the kernels of a library of one instruction set.");
-  module.def("compiler", compiler, "What compiled this module.");
+  module.def("compiler", anl::compiler, "What compiled this module.");
   module.attr("openmp") =
 #ifdef _OPENMP
       true;

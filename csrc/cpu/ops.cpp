@@ -2,12 +2,12 @@
 // tensors out. anl_kernels/backends/compiled.py calls them.
 #include "ops.h"
 
+#include "../operators.h"
 #include "../tensors.h"
 #include "buffers.h"
 #include "interface.h"
 
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <memory>
 #include <tuple>
@@ -147,17 +147,8 @@ void scale_(const Tensor& tensor, const Tensor& factor) {
 }
 
 TORCH_LIBRARY(anl_kernels_cpu, library) {
-  library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-              "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
-              "bool inplace, bool write_stats, bool aux, bool probs) -> "
-              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  define_operators(library);
   library.def("scan_labels(Tensor target, int num_classes, int ignore_index) -> (int, int)");
-  library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
-              "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");
-  library.def("softmax(Tensor logits) -> Tensor");
-  library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
-  library.def("empty_like_rows(Tensor logits) -> Tensor");
-  library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {

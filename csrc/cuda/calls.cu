@@ -16,11 +16,7 @@ Device device_of(const Place& place) {
 Plan planned(RowLossArgs& args, const Place& place) {
   check_shape(args.shape);
   canonical(args.shape, args.logits, args.grad, args.probs);
-  int64_t slots = 0;
-  with_type(args.type, [&](auto storage) {
-    using A = Accumulator<decltype(storage)>;
-    slots = RowSlots<A>::size(terms_of<A>(args).num_dense) * int64_t(sizeof(A));
-  });
+  const int64_t slots = RowSlots<float>::size(num_dense_of(args)) * accumulator_size(args.type);
   return plan_rows(args.type, args.shape, args.logits, slots, Cluster::shared_bytes,
                    device_of(place), limits());
 }

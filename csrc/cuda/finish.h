@@ -48,8 +48,8 @@ ANL_DEVICE void store_argmax(const RowLossArgs& args, int64_t n, const Best<A>& 
   args.argmax[n] = best.z > -A(INFINITY) || label.z_y > -A(INFINITY) ? index : 0;
 }
 
-// The heads of a row, by whoever runs them; `reports` stores what is kept of it. Gives the slopes
-// of the gradient times `factor`.
+// The heads of a row, by whoever runs them; `reports` stores what is kept of it, `leads` puts the
+// gradient's numbers, times `factor`, into the slots.
 template <class A>
 ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>& label,
                              const RowSums<A>& row, const RowSlots<A>& slots, bool leads,
@@ -66,11 +66,8 @@ ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>
       run_heads(p.terms, static_cast<const A*>(args.term_weights), row, slots, leads, factor, put);
   if (reports)
     store_row(args, n, label, row, slopes);
-  if (leads) {
-    slots.put(0, slopes.gy * factor);
-    slots.put(1, slopes.q * factor);
-    slots.put(2, slopes.base * factor);
-  }
+  if (leads)
+    slots.put_gradient(slopes.gy * factor, slopes.q * factor, slopes.base * factor);
 }
 
 // Everything of a row but the reading of its logits.
@@ -98,8 +95,8 @@ ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, boo
   team.synchronise();
   if (!exists || !(grad || probs))
     return;
-  const RowGradient<A> gradient = {slots.get(0), slots.get(1),    slots.get(2),
-                                   row.lines,    row.some_absent, !counts};
+  const RowGradient<A> gradient = {slots.gy(), slots.q(),       slots.base(),
+                                   row.lines,  row.some_absent, !counts};
   write_row(
       p.terms, source, scale_of(row), gradient, [&](int i) { return slots.slope(i); }, label,
       row.softmax.p_y, grad, probs);

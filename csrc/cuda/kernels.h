@@ -79,9 +79,10 @@ ANL_DEVICE void write_saved(const RowGradParam<Accumulator<T>>& p, int64_t n,
       label, saved.scale().p(label.z_y), grad, sink_of<T>(p.probs, p.args.shape, n));
 }
 
-// Launchers, each in the file of its kernels. Rows are canonical (plan.h).
 // The most blocks of a cluster of rows, when each takes all the shared memory that it may.
 int largest_row_cluster(int device, int64_t shared_bytes);
+
+// Launchers, each in the file of its kernels. Rows are canonical (plan.h).
 void launch_rows(const RowLossArgs&, const Plan&, void* stream);
 void launch_tiles(const RowLossArgs&, const Plan&, void* stream);
 void launch_grad_tiles(const RowGradArgs&, const Plan&, void* stream);

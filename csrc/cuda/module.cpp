@@ -1,6 +1,6 @@
 // The module anl_kernels._cuda: what is not an operator. Facts of the build, the limits between the
 // forms of kernels.
-#include "../terms.h"
+#include "../facts.h"
 #include "interface.h"
 #include "ops.h"
 
@@ -19,24 +19,6 @@ namespace {
 
 namespace py = pybind11;
 using anl::cuda::Limits;
-
-std::vector<std::string> functor_names() {
-#define ANL_NAME(name, F) name,
-  return {ANL_FOR_EACH_FUNCTOR(ANL_NAME)};
-#undef ANL_NAME
-}
-
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#elif defined(_MSC_VER)
-  return "MSVC " + std::to_string(_MSC_VER);
-#else
-  return "unknown";
-#endif
-}
 
 #ifdef ANL_EMULATED_DEVICE
 
@@ -102,8 +84,8 @@ py::dict row_loss_launch(const at::Tensor& logits) {
 PYBIND11_MODULE(_cuda, module) {
   module.attr("device_type") = device_type;
   module.attr("max_terms") = anl::cuda::max_terms;
-  module.def("functor_names", functor_names, "The functors the kernels have, in their order.");
-  module.def("compiler", compiler, "What compiled this module for the host.");
+  module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
+  module.def("compiler", anl::compiler, "What compiled this module for the host.");
   module.def("cuda_version", cuda_version, "The CUDA that the kernels were compiled with.");
   module.def("architectures", architectures, "The compute capabilities they were compiled for.");
   module.def("limits", limits, "Which rows take which form.");

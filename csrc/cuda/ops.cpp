@@ -2,12 +2,12 @@
 // here waits for the device. anl_kernels/backends/compiled.py calls them.
 #include "ops.h"
 
+#include "../operators.h"
 #include "../tensors.h"
 #include "interface.h"
 #include "place.h"
 
 #include <ATen/ops/empty_strided.h>
-#include <torch/library.h>
 
 #include <string>
 #include <utility>
@@ -113,18 +113,7 @@ void scale_(const Tensor& tensor, const Tensor& factor) {
               device.place());
 }
 
-TORCH_LIBRARY(anl_kernels_cuda, library) {
-  library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-              "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
-              "bool inplace, bool write_stats, bool aux, bool probs) -> "
-              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
-              "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");
-  library.def("softmax(Tensor logits) -> Tensor");
-  library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
-  library.def("empty_like_rows(Tensor logits) -> Tensor");
-  library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
-}
+TORCH_LIBRARY(anl_kernels_cuda, library) { define_operators(library); }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
   library.impl("row_loss", row_loss);

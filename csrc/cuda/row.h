@@ -124,8 +124,14 @@ public:
   ANL_DEVICE RowSlots(A* slots, int num_dense) : slots_(slots), num_dense_(num_dense) {}
   ANL_FN static constexpr int size(int num_dense) { return 3 + 3 * num_dense; }
 
-  ANL_DEVICE A get(int i) const { return shared_load(slots_ + i); }
-  ANL_DEVICE void put(int i, A value) const { shared_store(slots_ + i, value); }
+  ANL_DEVICE A gy() const { return get(0); }
+  ANL_DEVICE A q() const { return get(1); }
+  ANL_DEVICE A base() const { return get(2); }
+  ANL_DEVICE void put_gradient(A gy, A q, A base) const {
+    put(0, gy);
+    put(1, q);
+    put(2, base);
+  }
   ANL_DEVICE A slope(int i) const { return get(3 + i); }
   ANL_DEVICE void put_slope(int i, A value) const { put(3 + i, value); }
   ANL_DEVICE Sums<A> sums(int i) const { return {get(at_sums(i)), get(at_sums(i) + 1)}; }
@@ -135,6 +141,8 @@ public:
   }
 
 private:
+  ANL_DEVICE A get(int i) const { return shared_load(slots_ + i); }
+  ANL_DEVICE void put(int i, A value) const { shared_store(slots_ + i, value); }
   ANL_DEVICE int at_sums(int i) const { return 3 + num_dense_ + 2 * i; }
   A* slots_;
   int num_dense_;
@@ -165,7 +173,7 @@ template <class A> ANL_DEVICE Scale<A> scale_of(const RowSums<A>& row) {
   return Scale<A>(row.softmax.m, row.softmax.log_s);
 }
 
-// Term i's sums if it is a line on this row; the caller marks it in row.lines.
+// Whether a dense term is a line on this row, and which.
 template <class A>
 ANL_DEVICE Line<A> line_of(const Term<A>& term, const RowSums<A>& row, const Statistics<A>& s) {
   const Scale<A> scale = scale_of(row);

@@ -49,11 +49,13 @@ warp_rows_kernel(ANL_PARAM RowLossParam<Accumulator<T>> p) {
                 sink_of<T>(p.args.probs, p.args.shape, n));
 }
 
+// At least; more would leave too few registers for the sweeps, which may not spill.
+template <class T, bool kept>
+constexpr int blocks_of_processor = sizeof(T) == 8 ? 1 : (kept ? 3 : 2);
+
 // A cluster to a row; one block too. Kept in its shared memory, or read again for every sweep.
 template <class T, bool kept>
-ANL_KERNEL(row_threads, sizeof(T) == 8 ? 1
-                        : kept         ? 3
-                                       : 2)
+ANL_KERNEL(row_threads, (blocks_of_processor<T, kept>))
 cluster_row_kernel(ANL_PARAM RowLossParam<Accumulator<T>> p) {
   using A = Accumulator<T>;
   const int blocks = cluster_size(), block = cluster_rank();

@@ -58,6 +58,15 @@ ANL_DEVICE void with_dense_functor(const Term<A>& term, const Action& action) {
   }
 }
 
+// How many terms have sums of their own.
+inline int num_dense_of(const RowArgs& args) {
+#define ANL_IS_DENSE(name, F) F<float>::sum == Sum::Dense,
+  constexpr bool is_dense[] = {ANL_FOR_EACH_FUNCTOR(ANL_IS_DENSE)};
+#undef ANL_IS_DENSE
+  return int(std::count_if(args.terms, args.terms + args.num_terms,
+                           [&](const TermSpec& term) { return is_dense[term.functor]; }));
+}
+
 template <class F, class A> void make(Term<A>& term, const double* scalars) {
   static_assert(sizeof(F) <= sizeof term.numbers, "grow Term::numbers");
   const F functor(scalars);

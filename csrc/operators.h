@@ -1,0 +1,22 @@
+// The operators that a library of kernels registers, the CPU's and the CUDA kernels' alike;
+// anl_kernels/backends/compiled.py calls them.
+#pragma once
+
+#include <torch/library.h>
+
+namespace anl {
+
+inline void define_operators(torch::Library& library) {
+  library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
+              "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
+              "bool inplace, bool write_stats, bool aux, bool probs) -> "
+              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
+              "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");
+  library.def("softmax(Tensor logits) -> Tensor");
+  library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
+  library.def("empty_like_rows(Tensor logits) -> Tensor");
+  library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
+}
+
+} // namespace anl
