@@ -240,7 +240,24 @@ class SoftmaxFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             dim = 0 if probs.dim() == 1 else 1
             return torch._softmax_backward_data(grad, probs, dim, probs.dtype), None
-        return _kernels.softmax_backward(grad, probs, ctx.backend), None
+        softmax_backward = ops.softmax_backward if on_plain_cpu(grad) else _kernels.softmax_backward
+        return softmax_backward(grad, probs, ctx.backend), None
+
+
+class DirectSoftmaxFunction(torch.autograd.Function):
+    """:class:`SoftmaxFunction`, for ordinary tensors on a CPU, as :class:`DirectRowLossFunction`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, backend: str) -> Tensor:
+        """Call the backend."""
+        probs = load_backend(backend).softmax(logits)
+        SoftmaxFunction.setup_context(ctx, (logits, backend), probs)
+        return probs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """As :meth:`SoftmaxFunction.backward`."""
+        return SoftmaxFunction.backward(ctx, grad)
 
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from anl_kernels import checks
-from anl_kernels.autograd import SoftmaxFunction
+from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
-from anl_kernels.backends.selection import REFERENCE, choose_backend
+from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
 from anl_kernels.execution import Aux, Call, row_scale_of, run
 from anl_kernels.options import (
     LossOptions,
@@ -156,7 +156,9 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
         return reference.softmax(logits, dim)
     before, after = logits.shape[:dim].numel(), logits.shape[dim + 1 :].numel()
     rows = logits.reshape(before, logits.shape[dim], *(() if after == 1 else (after,)))
-    return SoftmaxFunction.apply(rows, backend).reshape(logits.shape)
+    direct = backend == CPU and checks.on_plain_cpu(rows)
+    function = DirectSoftmaxFunction if direct else SoftmaxFunction
+    return function.apply(rows, backend).reshape(logits.shape)
 
 
 def _check_weighted_terms(terms: Terms) -> None:

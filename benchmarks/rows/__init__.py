@@ -1,1 +1,0 @@
-"""The suite ``rows``: loss and gradient of given logits."""
