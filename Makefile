@@ -4,7 +4,7 @@
 #   VENV=.venv312         where (give another one to keep several Pythons)
 #   TORCH_INDEX=URL       package index for torch alone, such as
 #                         https://download.pytorch.org/whl/cpu
-#   PYTEST_ARGS, DEMO_ARGS   passed on to pytest and to the demo
+#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS   passed on to pytest, the demo, the benchmarks
 #   GPU_...               of make gpu, see there
 #   SYSTEM_PACKAGES=1     install nothing and make no environment: run with the
 #                         packages that PYTHON already has
@@ -37,6 +37,10 @@ demo: $(call ready,demo) ## run the demo (DEMO_ARGS="...")
 test: $(call ready,test) ## run the tests (PYTEST_ARGS="...")
 	@echo "Running the tests ..."
 	$(RUN) -m pytest $(WORKERS) $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(call ready,bench) ## measure against every peer that installs (BENCH_ARGS="--quick")
+	$(RUN) -m benchmarks $(BENCH_ARGS)
 
 .PHONY: check
 check: $(call ready,dev) ## lint, formatting and types
@@ -74,12 +78,12 @@ sanitize: $(call ready,test) ## run the C++ extension's tests under ASan and UBS
 #
 #   GPU_LIMIT=540             seconds after which the build, the tests or a tool is stopped, so that
 #                             a kernel that hangs does not take the time of the others
-#   GPU_RESULTS=FILE          JSON of the benchmark; {device} in it becomes the GPU's name
-#   GPU_BENCH_ARGS="--quick"  passed on to the benchmark, which ends itself after 240 s
+#   GPU_RESULTS=FOLDER        for the benchmarks' results; {device} in it becomes the GPU's name
+#   GPU_BENCH_ARGS="--quick"  passed on to the benchmarks, which end themselves after 500 s
 #   COMPUTE_SANITIZER=PATH    NVIDIA's tool; without it that stage is skipped
 GPU_STAGES = build test sanitize bench
 GPU_LIMIT = 540
-GPU_RESULTS = benchmarks/results/rows-{device}.json
+GPU_RESULTS = benchmarks/results/{device}
 COMPUTE_SANITIZER = compute-sanitizer
 GPU_READY = $(if $(filter 1,$(SYSTEM_PACKAGES)),python-version,$(call ready,test))
 GPU_TIMED = timeout --signal=INT --kill-after=20 $(GPU_LIMIT) env PYTHONUNBUFFERED=1
@@ -120,8 +124,8 @@ gpu-sanitize: $(GPU_READY)
 	done; test -z "$$failed"
 
 gpu-bench: $(GPU_READY)
-	@$(GPU_TIMED) $(RUN) -m benchmarks rows --device cuda --bars --out "$(GPU_RESULTS)" \
-	    --markdown "$(basename $(GPU_RESULTS)).md" $(GPU_BENCH_ARGS)
+	@$(GPU_TIMED) $(RUN) -m benchmarks --device cuda --bars --limit 500 \
+	    --out "$(GPU_RESULTS)" $(GPU_BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, build products, caches and the demo's out/
@@ -140,7 +144,7 @@ in-place: python-version
 	$(PYTHON) setup.py -q build_ext --inplace
 
 # The stamps: one for the environment with torch and the package in it, one for each of
-# requirements/{test,demo,dev}.txt on top.
+# requirements/{test,demo,bench,dev}.txt on top.
 PINS = $(wildcard requirements/*.txt)
 
 SOURCES = setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)

@@ -16,14 +16,15 @@ class Bar:
 
     title: str
     subject: str | None
-    """None: every subject but the one it is compared with."""
+    """None: every subject but the roof and the one it is compared with."""
     over: str
     sense: Literal["<=", ">="]
     bound: float
-    table: str = "main"
+    tables: tuple[str, ...] = ("main", "sigma")
     regime: str | None = None
     concerns: Callable[[Case], bool] = lambda case: True
     device: str = "cpu"
+    suite: str = "rows"
 
     def slack(self, value: float | None) -> float:
         """The distance to the bound as a factor, below 1 on the wrong side of it."""
@@ -55,7 +56,7 @@ def evaluate(results: Results, bars: Sequence[Bar]) -> list[list[Finding]]:
     """For each bar its findings, the worst first; none if the run has no case it concerns."""
     return [
         sorted(
-            (finding for case in results.cases for finding in _findings(bar, case)),
+            (finding for case in _concerned(bar, results) for finding in _findings(bar, case)),
             key=lambda finding: bar.slack(finding.value),
         )
         for bar in bars
@@ -65,7 +66,8 @@ def evaluate(results: Results, bars: Sequence[Bar]) -> list[list[Finding]]:
 def render(results: Results, bars: Sequence[Bar], every: bool = False) -> str:
     """A Markdown table: a row for each bar with its worst case, or a row for every case."""
     rows = []
-    bars = [bar for bar in bars if bar.device == results.device]
+    held = results.device, results.suite
+    bars = [bar for bar in bars if (bar.device, bar.suite) == held]
     for bar, findings in zip(bars, evaluate(results, bars), strict=True):
         start = [bar.title, bar.regime or "any", f"{bar.sense} {bar.bound:g}"]
         if not findings:
@@ -85,16 +87,19 @@ def _verdict(findings: list[Finding]) -> str:
     return f"{'met' if met == len(findings) else 'NOT MET'} ({met} of {len(findings)})"
 
 
+def _concerned(bar: Bar, results: Results) -> list[Case]:
+    if (bar.suite, bar.device) != (results.suite, results.device):
+        return []
+    cases = [case for case in results.cases if case.table in bar.tables and bar.concerns(case)]
+    return [case for case in cases if bar.regime in (None, case.regime)]
+
+
 def _findings(bar: Bar, case: Case) -> list[Finding]:
-    if (case.device, case.table) != (bar.device, bar.table):
-        return []
-    if bar.regime not in (None, case.regime) or not bar.concerns(case):
-        return []
-    measured = [m for m in case.measurements if _is_subject(bar, m)]
+    measured = [m for m in case.measurements if _is_subject(bar, case, m)]
     return [Finding(bar, f"{case}, {m.subject}", m.ratios.get(bar.over)) for m in measured]
 
 
-def _is_subject(bar: Bar, measurement: Measurement) -> bool:
+def _is_subject(bar: Bar, case: Case, measurement: Measurement) -> bool:
     if bar.subject is None:
-        return measurement.subject != bar.over
+        return measurement.subject not in (bar.over, case.roof)
     return measurement.subject == bar.subject

@@ -64,7 +64,29 @@ class HostClock:
         """See ``Clock``."""
 
 
-class CudaClock:
+class QueueClock(HostClock):
+    """For what the host takes to queue a step; the device has nothing else to do."""
+
+    def first(self, step: Step) -> Reading:
+        """See ``Clock``; until the step has ended."""
+        torch.cuda.synchronize()
+        start = perf_counter()
+        step()
+        torch.cuda.synchronize()
+        return Reading(perf_counter() - start)
+
+    def time(self, step: Step) -> Reading:
+        """See ``Clock``."""
+        torch.cuda.synchronize()
+        return super().time(step)
+
+    def recover(self) -> None:
+        """Return the memory that a peer had taken before there was no more."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class CudaClock(QueueClock):
     """GPU time between two events on the current stream.
 
     The GPU is kept busy until the step is queued, as it is in training, where the host runs ahead:
@@ -74,14 +96,6 @@ class CudaClock:
 
     warm_up = 0.3
     """An idle GPU lowers its clocks; this is for them to rise again."""
-
-    def first(self, step: Step) -> Reading:
-        """See ``Clock``; on the host's clock."""
-        torch.cuda.synchronize()
-        start = perf_counter()
-        step()
-        torch.cuda.synchronize()
-        return Reading(perf_counter() - start)
 
     def time(self, step: Step) -> Reading:
         """See ``Clock``."""
@@ -95,8 +109,3 @@ class CudaClock:
         caught_up = begin.query()
         end.synchronize()  # an error of the GPU is raised here, at the step that made it
         return Reading(begin.elapsed_time(end) / 1e3, host_seconds, caught_up)
-
-    def recover(self) -> None:
-        """Return the memory that a peer had taken before there was no more."""
-        gc.collect()
-        torch.cuda.empty_cache()

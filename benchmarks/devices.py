@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.clocks import Clock, CudaClock, HostClock, Step
+from benchmarks.clocks import Clock, CudaClock, HostClock, QueueClock, Step
 from benchmarks.memory import peak_allocated
 
 TYPICAL_CACHE = 32 << 20
@@ -27,6 +27,9 @@ class Device:
     cache_bytes: Callable[[], int]
     """Size of the cache that inputs must not be found in."""
     clock: Callable[[], Clock]
+    """Of the device's own time."""
+    host_clock: Callable[[], Clock]
+    """Of the time until the host has queued a step."""
     min_copies: int
     """Of the inputs, however large."""
     peak_growth: Callable[[Step], int] | None
@@ -66,6 +69,7 @@ DEVICES = {
         why_not=lambda: None,
         cache_bytes=last_level_cache,
         clock=HostClock,
+        host_clock=HostClock,
         min_copies=1,
         peak_growth=None,
         release=lambda: None,
@@ -75,6 +79,7 @@ DEVICES = {
         why_not=_why_no_gpu,
         cache_bytes=l2_cache,
         clock=CudaClock,
+        host_clock=QueueClock,
         # The copy that a step restores before it runs should not be the one it runs on.
         min_copies=2,
         peak_growth=peak_allocated,

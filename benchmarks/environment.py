@@ -17,8 +17,8 @@ from benchmarks.devices import last_level_cache
 
 ROOT = Path(__file__).parents[1]
 COMMIT_VARIABLE = "ANL_KERNELS_COMMIT"
-PEERS = ("liger_kernel", "quack-kernels")
-"""Packages that a run on a GPU compares with."""
+PEERS = ("liger_kernel", "cut-cross-entropy", "quack-kernels", "flash-attn")
+"""Packages that a run compares with, where they are installed."""
 
 
 def describe(threads: int | None, device: str = "cpu") -> dict[str, Any]:
@@ -27,7 +27,6 @@ def describe(threads: int | None, device: str = "cpu") -> dict[str, Any]:
     if device == "cuda":
         found["machine"]["gpu"] = describe_gpu()
         found["versions"] |= {"cuda": torch.version.cuda, "hip": torch.version.hip}
-        found["versions"] |= {package: _version(package) for package in PEERS}
     return found
 
 
@@ -46,9 +45,9 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def device_name(environment: dict[str, Any]) -> str:
-    """What was measured, fit for the name of a file: "nvidia-h200"."""
+    """What was measured, fit for the name of a file: "nvidia-h200", "amd-epyc-avx512"."""
     machine = environment["machine"]
-    name = machine["gpu"]["name"] if "gpu" in machine else machine["cpu"]
+    name = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']} {machine['isa']}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -69,6 +68,7 @@ def _describe_host(threads: int | None) -> dict[str, Any]:
             "torch": torch.__version__,
             "triton": _version("triton"),
             "anl_kernels": ak.__version__,
+            **{package: _version(package) for package in PEERS},
         },
         "git": _describe_checkout(),
     }

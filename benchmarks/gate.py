@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 import anl_kernels as ak
-from anl_kernels.terms import Term
-from benchmarks.inputs import Inputs, Problem, make_inputs
-from benchmarks.peers import official_anl
+from anl_kernels.backends.selection import BACKENDS, why_not
+from benchmarks.inputs import Inputs, make_inputs
+from benchmarks.problems import Problem
 from benchmarks.results import Check
-from benchmarks.subjects import Criterion, criterion_of
+from benchmarks.subjects import SUBJECTS, Criterion, Subject
+from benchmarks.suite import Spec
+from benchmarks.timing import one_line
 
 EPSILON = 5e-6
 """Some dozens of roundings of float32, in which every dtype is computed."""
@@ -24,48 +26,199 @@ EAGER = 2.0
 """Multiple of the error of the same formula in eager float32; it grows with K and sigma."""
 CHUNK_ELEMENTS = 1 << 26
 """Logits whose truth is computed at a time: eager float64 takes hundreds of bytes for each."""
+GATE_ELEMENTS = 1 << 20
+"""On a CPU the float64 truth of all the rows would take longer than the measurement."""
+GATE_ROWS = 4
+"""... but never fewer: enough for every thread to have one, as a rule."""
 
-Values = tuple[Tensor, Tensor]
-"""A loss and its gradient."""
-
-
-def check_anl(problem: Problem, backend: str = "auto") -> list[Check]:
-    """Both forms of ANL-CE against the official formula in float64."""
-    inputs = make_inputs(problem, copies=1)
-    name = f"ANL-CE {_name(problem, backend)} x{problem.scale:g}"
-    with ak.use_backend(backend):
-        ours = {
-            name: _loss_and_grad(ak.anl, inputs.logits[0], inputs.target),
-            f"{name}, in place": _loss_and_grad_inplace(inputs),
-        }
-    return _compare(ours, official_anl, inputs)
+Values = tuple[Tensor, tuple[Tensor, ...]]
+"""A loss and its gradients."""
 
 
-def check_term(term: Term, problem: Problem, backend: str = "auto") -> list[Check]:
-    """A term against its definition in float64."""
-    inputs, criterion = make_inputs(problem, copies=1), criterion_of(term)
-    with ak.use_backend(backend):
-        ours = _loss_and_grad(criterion, inputs.logits[0], inputs.target)
-    with ak.use_backend("reference"):
-        return _compare({f"{term!r} {_name(problem, backend)}": ours}, criterion, inputs)
+def gate(specs: Iterable[Spec]) -> Iterator[Check]:
+    """Compare with float64 what the specs will measure of the library: on a CPU on fewer rows."""
+    done = set()
+    for spec in specs:
+        problem = checked(spec.problem)
+        for subjects in _by_truth(spec):
+            new = [one for one in subjects if (problem, one) not in done]
+            done |= {(problem, one) for one in new}
+            if new:
+                yield from _fitting(problem, new)
 
 
-@dataclass
+def checked(problem: Problem) -> Problem:
+    """What is compared: the whole step, and on a CPU fewer rows."""
+    problem = replace(problem, phase="both")
+    if problem.layers:  # Of a model it is the loss that is ours: on logits like the model's.
+        problem = replace(problem, hidden=None, layers=0)
+    if problem.device != "cpu":
+        return problem
+    most = max(GATE_ROWS, GATE_ELEMENTS // problem.classes)
+    if not problem.grid:
+        return replace(problem, rows=min(problem.rows, most))
+    # Fewer rows of pixels, as long as before.
+    *around, last = problem.grid
+    around = [min(size, 2) for size in around]
+    return replace(problem, grid=(*around, last), rows=math.prod(around) * last)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subject on a backend of the library."""
+
+    name: str
+    subject: Subject
+    backend: str
+
+    def __str__(self) -> str:
+        return self.subject.label + ("" if self.backend == "auto" else f" on {self.backend}")
+
+
+def _by_truth(spec: Spec) -> list[list[Candidate]]:
+    """What can run of the library, together with what has to be equal to it."""
+    found: dict[Criterion, list[Candidate]] = {}
+    for name in spec.subjects:
+        subject = SUBJECTS[name]
+        backend = spec.backend if spec.backend != "auto" else subject.backend
+        if subject.truth and backend and runs(backend):
+            found.setdefault(subject.truth, []).append(Candidate(name, subject, backend))
+    return list(found.values())
+
+
+def runs(backend: str) -> bool:
+    """Whether the library's backend can run here."""
+    return backend == "auto" or (backend in BACKENDS and why_not(backend) is None)
+
+
+def _fitting(problem: Problem, subjects: Sequence[Candidate]) -> list[Check]:
+    """What cannot be checked is not right."""
+    try:
+        return _compare(problem, subjects)
+    except torch.OutOfMemoryError as error:
+        names = ", ".join(map(str, subjects))
+        return [Check(f"{names}, {problem}: {one_line(error)}", math.nan, 0.0)]
+
+
 class Deviation:
-    """Distance of a tensor from the truth, gathered from parts of it."""
+    """Distance of tensors from the truth, gathered from parts of them."""
 
-    squared: float = 0.0
-    truth_squared: float = 0.0
+    def __init__(self) -> None:
+        self._squared = 0.0
+        self._truth_squared = 0.0
 
     def add(self, value: Tensor, truth: Tensor) -> None:
         """One more part."""
-        self.squared += (value.double() - truth).square().sum().item()
-        self.truth_squared += truth.square().sum().item()
+        self._squared += (value.double() - truth).square().sum().item()
+        self._truth_squared += truth.square().sum().item()
 
     @property
     def relative(self) -> float:
         """Norm of the difference over the norm of the truth; NaN where there is no truth."""
-        return math.sqrt(self.squared / self.truth_squared) if self.truth_squared else math.nan
+        return math.sqrt(self._squared / self._truth_squared) if self._truth_squared else math.nan
+
+
+class Truth:
+    """A criterion in float64, and what eager PyTorch makes of it, some rows at a time.
+
+    That in float32, or in the dtype of a result that rounds. The first leaf and the target are
+    cut; the gradients of what all rows share are summed.
+    """
+
+    def __init__(self, subject: Subject, inputs: Inputs) -> None:
+        assert subject.truth is not None
+        self._criterion = subject.truth
+        self._inputs = inputs
+        self._dtype = inputs.leaves[0][0].dtype
+        self._eager_dtype = self._dtype if subject.rounds else torch.float32
+        self.loss = torch.zeros((), dtype=torch.float64, device=inputs.target.device)
+        self.eager_loss = self.loss.clone()
+        self.rounding, self.eager = ([Deviation() for _ in inputs.leaves[0]] for _ in range(2))
+
+    def compare(self, ours: Sequence[tuple[Tensor, ...]]) -> list[list[Deviation]]:
+        """How far gradients are from the truth: for each of ours, by leaf."""
+        found = [[Deviation() for _ in gradients] for gradients in ours]
+        shared: list[Tensor] = []
+        for rows, (true, eager) in self._chunks():
+            self._add(0, true[0], eager[0], found, [gradients[0][rows] for gradients in ours])
+            terms = [term.double() for term in (*true[1:], *eager[1:])]
+            shared = [a.add_(b) for a, b in zip(shared, terms, strict=True)] if shared else terms
+        others = len(shared) // 2
+        for k in range(others):
+            of_leaf = [gradients[1 + k] for gradients in ours]
+            self._add(1 + k, shared[k], shared[others + k], found, of_leaf)
+        return found
+
+    def _add(
+        self,
+        leaf: int,
+        true: Tensor,
+        eager: Tensor,
+        found: list[list[Deviation]],
+        ours: list[Tensor],
+    ) -> None:
+        self.rounding[leaf].add(true.to(self._dtype), true)
+        self.eager[leaf].add(eager, true)
+        for by_leaf, gradient in zip(found, ours, strict=True):
+            by_leaf[leaf].add(gradient, true)
+
+    def _chunks(self) -> Iterator[tuple[slice, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]]:
+        leaves, target = self._inputs.leaves[0], self._inputs.target
+        size = len(target)
+        logits_of_one = self._inputs.problem.rows * self._inputs.problem.classes // size
+        step = max(1, CHUNK_ELEMENTS // logits_of_one)
+        for start in range(0, size, step):
+            rows = slice(start, start + step)
+            share = len(target[rows]) / size
+            cut = (leaves[0][rows], *leaves[1:])
+            double = [leaf.double() for leaf in cut]
+            loss, true = loss_and_gradients(self._criterion, double, target[rows], share)
+            lesser = [leaf.to(self._eager_dtype) for leaf in cut]
+            eager_loss, eager = loss_and_gradients(self._criterion, lesser, target[rows], share)
+            self.loss, self.eager_loss = self.loss + loss, self.eager_loss + eager_loss
+            yield rows, (true, eager)
+
+
+def _compare(problem: Problem, subjects: Sequence[Candidate]) -> list[Check]:
+    inputs = make_inputs(problem, copies=1)
+    ours = [_values(one, inputs) for one in subjects]
+    truth = Truth(subjects[0].subject, inputs)
+    deviations = truth.compare([gradients for _, gradients in ours])
+    by_eager = relative_error(truth.eager_loss, truth.loss)
+    checks = []
+    for one, (loss, _), by_leaf in zip(subjects, ours, deviations, strict=True):
+        by_rounding = relative_error(truth.loss.to(loss.dtype), truth.loss)
+        error = relative_error(loss, truth.loss)
+        checks.append(Check(f"{one}, {problem}: loss", error, _bound(by_rounding, by_eager)))
+        of_each = zip(_leaves(problem), truth.rounding, truth.eager, by_leaf, strict=True)
+        for of, rounding, eager, deviation in of_each:
+            bound = _bound(rounding.relative, eager.relative)
+            checks.append(Check(f"{one}, {problem}: gradient{of}", deviation.relative, bound))
+    return checks
+
+
+def _leaves(problem: Problem) -> tuple[str, ...]:
+    """What tells the gradients of a check apart."""
+    return ("",) if problem.hidden is None else (" of the hidden state", " of the weight")
+
+
+def _values(one: Candidate, inputs: Inputs) -> Values:
+    """Of logits that are computed, as in-place criteria demand."""
+    assert one.subject.criterion is not None
+    with ak.use_backend(one.backend):
+        leaves = [leaf.detach() for leaf in inputs.leaves[0]]
+        return loss_and_gradients(one.subject.criterion, leaves, inputs.target)
+
+
+def loss_and_gradients(
+    criterion: Criterion, leaves: Iterable[Tensor], target: Tensor, share: float = 1.0
+) -> Values:
+    """Of a mean over rows that are this share of all of them."""
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    loss = criterion(*(leaf.clone() for leaf in leaves), target)
+    if share != 1:
+        loss = share * loss
+    return loss.detach(), torch.autograd.grad(loss, leaves)
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
@@ -75,59 +228,5 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     return deviation.relative
 
 
-def _name(problem: Problem, backend: str) -> str:
-    named = "" if backend == "auto" else f" on {backend}"
-    return f"{problem.rows} x {problem.classes} {problem.dtype}{named}"
-
-
-def _compare(ours: Mapping[str, Values], criterion: Criterion, inputs: Inputs) -> list[Check]:
-    """Hold values to the float64 truth of a mean over rows, all of them, some at a time."""
-    logits, target = inputs.logits[0], inputs.target
-    true_loss = eager_loss = torch.zeros((), dtype=torch.float64, device=logits.device)
-    rounding, eager = Deviation(), Deviation()
-    gradients = {name: Deviation() for name in ours}
-    for rows in _chunks(logits):
-        share = len(target[rows]) / len(target)
-        loss, grad = _loss_and_grad(criterion, logits[rows].double(), target[rows], share)
-        loss32, grad32 = _loss_and_grad(criterion, logits[rows].float(), target[rows], share)
-        true_loss, eager_loss = true_loss + loss, eager_loss + loss32
-        rounding.add(grad.to(logits.dtype), grad)
-        eager.add(grad32, grad)
-        for name, (_, ours_grad) in ours.items():
-            gradients[name].add(ours_grad[rows], grad)
-    by_eager = relative_error(eager_loss, true_loss)
-    checks = []
-    for name, (loss, _) in ours.items():
-        by_rounding = relative_error(true_loss.to(loss.dtype), true_loss)
-        error = relative_error(loss, true_loss)
-        checks.append(Check(f"{name}: loss", error, _bound(by_rounding, by_eager)))
-        bound = _bound(rounding.relative, eager.relative)
-        checks.append(Check(f"{name}: gradient", gradients[name].relative, bound))
-    return checks
-
-
 def _bound(by_rounding: float, by_eager: float) -> float:
     return EPSILON + max(ROUNDING * by_rounding, EAGER * by_eager)
-
-
-def _chunks(logits: Tensor) -> Iterator[slice]:
-    step = max(1, CHUNK_ELEMENTS // logits.shape[1])
-    return (slice(start, start + step) for start in range(0, logits.shape[0], step))
-
-
-def _loss_and_grad(
-    criterion: Criterion, logits: Tensor, target: Tensor, share: float = 1.0
-) -> Values:
-    logits = logits.detach().requires_grad_()
-    loss = criterion(logits, target)
-    if share != 1:
-        loss = share * loss
-    (grad,) = torch.autograd.grad(loss, logits)
-    return loss.detach(), grad
-
-
-def _loss_and_grad_inplace(inputs: Inputs) -> Values:
-    logits = inputs.logits[0].clone()  # computed, as inplace=True demands
-    loss = ak.anl(logits, inputs.target, inplace=True)
-    (grad,) = torch.autograd.grad(loss, logits)
-    return loss.detach(), grad

@@ -1,4 +1,4 @@
-"""Logits and targets, in as many copies as it takes to find none of them in a cache."""
+"""What subjects are given, in as many copies as it takes to find none of them in a cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.devices import DEVICES
+from benchmarks.problems import Problem
 
 FLUSH = 4
 """Copies hold this multiple of the last-level cache."""
@@ -16,32 +17,24 @@ MAX_COPIES = 1024
 
 
 @dataclass(frozen=True)
-class Problem:
-    """The size and kind of the logits."""
-
-    rows: int
-    classes: int
-    dtype: torch.dtype
-    scale: float = 3.0
-    """Standard deviation: how many classes NNCE clamps, and with it the time, depend on it."""
-    device: str = "cpu"
-    """A key of ``DEVICES``."""
-
-    @property
-    def logits_bytes(self) -> int:
-        """Size of the logits."""
-        return self.rows * self.classes * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
 class Inputs:
-    """Equal copies of the logits of a problem, as leaves that require grad."""
+    """Equal copies of the tensors of a problem, as leaves that require grad.
 
-    logits: list[Tensor]
+    Of a model that is trained, one copy of its tokens: the model itself is the subjects' to make.
+    """
+
+    problem: Problem
+    leaves: list[tuple[Tensor, ...]]
+    """Each copy: the logits; or the hidden state and the head's weight; or tokens."""
     target: Tensor
     spare: list[Tensor]
-    """For each copy a tensor of the same values."""
+    """For each copy a tensor like its first leaf, of the same values."""
     _overwritten: set[int] = field(default_factory=set)
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """The copies, where they are logits."""
+        return [logits for (logits,) in self.leaves]
 
     def borrow(self, i: int) -> Tensor:
         """The i-th spare, which the borrower may overwrite.
@@ -50,32 +43,56 @@ class Inputs:
         than the one at hand, as a rule: that one is then as far from the caches as any other.
         """
         for j in self._overwritten:
-            self.spare[j].copy_(self.logits[j].detach())
+            self.spare[j].copy_(self.leaves[j][0].detach())
         self._overwritten.clear()
         self._overwritten.add(i)
         return self.spare[i]
 
 
 def make_inputs(problem: Problem, copies: int | None = None, seed: int = 0) -> Inputs:
-    """Gaussian logits and uniform labels; by default as many copies as flush the cache."""
+    """Gaussian logits, or what gives them, or uniform tokens; and uniform labels.
+
+    By default as many copies as flush the cache.
+    """
     device = DEVICES[problem.device]
     device.release()
     generator = torch.Generator(device.tensors).manual_seed(seed)
-    shape = problem.rows, problem.classes
-    noise = torch.randn(shape, generator=generator, device=device.tensors)
-    logits = noise.mul_(problem.scale).to(problem.dtype)
-    del noise
-    target = torch.randint(problem.classes, shape[:1], generator=generator, device=device.tensors)
+    if problem.layers:
+        tokens, target = _labels(problem, generator), _labels(problem, generator)
+        return Inputs(problem, [(tokens,)], target, [])
+    make = _logits if problem.hidden is None else _head
+    tensors = [leaf.to(problem.torch_dtype) for leaf in make(problem, generator)]
+    target = _labels(problem, generator)
     if copies is None:
-        flushing = copies_to_flush(problem.logits_bytes, device.cache_bytes())
-        copies = max(device.min_copies, flushing)
-    return Inputs(
-        [logits.clone().requires_grad_() for _ in range(copies)],
-        target,
-        [logits.clone() for _ in range(copies)],
-    )
+        size = sum(tensor.nbytes for tensor in tensors)
+        copies = max(device.min_copies, copies_to_flush(size, device.cache_bytes()))
+    leaves = [tuple(tensor.clone().requires_grad_() for tensor in tensors) for _ in range(copies)]
+    return Inputs(problem, leaves, target, [tensors[0].clone() for _ in range(copies)])
 
 
-def copies_to_flush(logits_bytes: int, cache_bytes: int) -> int:
+def copies_to_flush(input_bytes: int, cache_bytes: int) -> int:
     """How many copies a subject has to walk through before it meets the first one again."""
-    return min(MAX_COPIES, -(-FLUSH * cache_bytes // logits_bytes))
+    return min(MAX_COPIES, -(-FLUSH * cache_bytes // input_bytes))
+
+
+def _labels(problem: Problem, generator: torch.Generator) -> Tensor:
+    size = problem.grid or (problem.rows,)
+    return torch.randint(problem.classes, size, generator=generator, device=generator.device)
+
+
+def _logits(problem: Problem, generator: torch.Generator) -> list[Tensor]:
+    shape: tuple[int, ...] = (problem.rows, problem.classes)
+    if problem.grid:
+        shape = (problem.grid[0], problem.classes, *problem.grid[1:])
+    logits = torch.randn(shape, generator=generator, device=generator.device)
+    if problem.layout == "channels_last":
+        logits = logits.to(memory_format=torch.channels_last)
+    return [logits.mul_(problem.sigma)]
+
+
+def _head(problem: Problem, generator: torch.Generator) -> list[Tensor]:
+    """Hidden states of variance 1, and a weight that gives logits of the standard deviation."""
+    assert problem.hidden is not None
+    sizes = (problem.rows, problem.hidden), (problem.classes, problem.hidden)
+    hidden, weight = (torch.randn(s, generator=generator, device=generator.device) for s in sizes)
+    return [hidden, weight.mul_(problem.sigma / problem.hidden**0.5)]

@@ -1,17 +1,20 @@
 """What a run leaves behind, and its JSON form.
 
-Tables, bars and plots are made from this alone, so that a committed file can be rendered again.
+Tables, bars, plots and reports are made from this alone, so that a committed file can be rendered
+again.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
-"""Version 2 grew what has a default here."""
+from benchmarks.problems import Problem
+
+SCHEMA_VERSION = 3
 DISTURBED = 0.05
 """Share of the CPUs' time that others may take."""
 
@@ -22,8 +25,11 @@ class Quantiles:
 
     min: float
     p10: float
+    p25: float
     median: float
+    p75: float
     p90: float
+    max: float
     samples: int
 
 
@@ -54,24 +60,57 @@ class Case:
 
     table: str
     regime: str
-    device: str
-    rows: int
-    classes: int
-    dtype: str
-    scale: float
-    """Standard deviation of the logits."""
+    problem: Problem
     measurements: list[Measurement]
+    roof: str | None = "copy"
+    """The subject that no implementation can be faster than."""
+    floor: float | None = 1.0
+    """The least time that the step can take, over the roof's; None if there is no saying."""
     taken_by_others: float | None = None
     """Share of the CPUs' time that other processes had meanwhile; None if not known."""
     backend: str = "auto"
     """The library's, of subjects that name none."""
     auto: str | None = None
     """What "auto" takes for such logits."""
+    ours: str = "ours"
+    """The subject that stands for the library where others are compared with it."""
 
     @property
     def disturbed(self) -> bool:
         """Whether others had enough of the CPUs to spoil the figures."""
         return (self.taken_by_others or 0.0) > DISTURBED
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells the case from others of its suite."""
+        return self.table, self.regime, self.problem, self.backend
+
+    def share_of_roof(self, measurement: Measurement) -> float | None:
+        """The least possible time over the subject's; None if one of the two is not known."""
+        over_roof, floor = measurement.ratios.get(self.roof or ""), self._floor(measurement)
+        return floor / over_roof if over_roof and floor else None
+
+    def over_ours(self, measurement: Measurement) -> float | None:
+        """The subject's time over that of the library; None if not known."""
+        return measurement.ratios.get(self.ours)
+
+    def gigabytes_per_second(self, measurement: Measurement) -> float | None:
+        """The bytes that the step has to move over its time, where a copy is the roof."""
+        floor = self._floor(measurement)
+        if self.roof != "copy" or floor is None or measurement.milliseconds is None:
+            return None
+        return floor * 2 * self.problem.logits_bytes / measurement.milliseconds.median / 1e6
+
+    def _floor(self, measurement: Measurement) -> float | None:
+        return 1.0 if measurement.subject == self.roof else self.floor
+
+    def teraflops_per_second(self, measurement: Measurement) -> float | None:
+        """The least arithmetic of the step over its time, where matrix products are the roof."""
+        problem, spread = self.problem, measurement.milliseconds
+        if self.roof != "products" or problem.hidden is None or spread is None:
+            return None
+        three_products = 3 * 2 * problem.rows * problem.hidden * problem.classes
+        return three_products / spread.median / 1e9
 
     def __getitem__(self, subject: str) -> Measurement:
         """The subject's measurement; one that says so if it was not asked for."""
@@ -82,9 +121,10 @@ class Case:
 
     def __str__(self) -> str:
         """Identify the case in one line."""
-        how = self.regime if self.device == "cpu" else f"{self.device}, {self.backend}"
+        on_cpu = self.problem.device == "cpu"
+        how = self.regime if on_cpu else f"{self.problem.device}, {self.backend}"
         mark = " (disturbed)" if self.disturbed else ""
-        return f"{self.rows} x {self.classes} {self.dtype} x{self.scale:g}, {how}{mark}"
+        return f"{self.problem}, {how}{mark}"
 
 
 @dataclass(frozen=True)
@@ -116,6 +156,8 @@ class Results:
     cases: list[Case]
     failures: list[str]
     """Jobs that died, with all cases they had not finished."""
+    seconds: float = 0.0
+    """What the run took."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -123,9 +165,17 @@ class Results:
         """The device that was measured."""
         return self.arguments.get("device", "cpu")
 
+    def of_table(self, table: str) -> list[Case]:
+        """The cases of one table, in the order they were measured in."""
+        return [case for case in self.cases if case.table == table]
+
     def to_json(self) -> str:
-        """The file's text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """The file's text: a measurement to a line."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cases"}
+        record["checks"] = [asdict(check) for check in self.checks]
+        head = json.dumps(record, indent=1)[: -len("\n}")]
+        cases = ",\n".join(map(_case_to_json, self.cases))
+        return f'{head},\n "cases": [\n{cases}\n ]\n}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -136,19 +186,59 @@ class Results:
         """
         record = json.loads(text)
         version = record.pop("schema_version", None)
-        if version not in READABLE:
-            versions = " or ".join(map(str, READABLE))
-            raise ValueError(f"schema version must be {versions}, got {version}: run again")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema version must be {SCHEMA_VERSION}, got {version}: run again")
         record["checks"] = [Check(**check) for check in record["checks"]]
         record["cases"] = [case_from(case) for case in record["cases"]]
         return cls(**record)
 
+    @classmethod
+    def from_file(cls, path: Path) -> Results:
+        """Read a file.
+
+        Raises:
+            ValueError: it has another schema version.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
 
 def case_from(record: dict[str, Any]) -> Case:
     """A case out of its JSON object."""
-    return Case(**record | {"measurements": [_measurement(m) for m in record["measurements"]]})
+    problem = record["problem"] | {"grid": tuple(record["problem"]["grid"])}
+    measured = [_measurement(m) for m in record["measurements"]]
+    return Case(**record | {"problem": Problem(**problem), "measurements": measured})
+
+
+def merged(cases: Iterable[Case]) -> list[Case]:
+    """Cases whose subjects were measured each in a process of its own, as one."""
+    found: dict[tuple[Any, ...], Case] = {}
+    for case in cases:
+        if case.key in found:
+            case = replace(
+                found[case.key], measurements=found[case.key].measurements + case.measurements
+            )
+        found[case.key] = case
+    return list(found.values())
 
 
 def _measurement(record: dict[str, Any]) -> Measurement:
     spreads = {name: record.get(name) for name in ("milliseconds", "host_milliseconds")}
     return Measurement(**record | {k: v and Quantiles(**v) for k, v in spreads.items()})
+
+
+def _case_to_json(case: Case) -> str:
+    record = _rounded(asdict(case))
+    lines = ",\n".join(f"   {json.dumps(m)}" for m in record.pop("measurements"))
+    return f'  {json.dumps(record)[:-1]}, "measurements": [\n{lines}\n  ]}}'
+
+
+def _rounded(value: Any) -> Any:
+    """Without the digits that nobody measured."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -10,6 +10,9 @@ import numpy as np
 from benchmarks.clocks import Reading
 from benchmarks.results import Quantiles
 
+AT = {"min": 0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1}
+"""The fields of ``Quantiles``."""
+
 
 @dataclass
 class Samples:
@@ -45,8 +48,8 @@ class Samples:
 def quantiles_ms(seconds: Iterable[float]) -> Quantiles:
     """Quantiles in milliseconds."""
     values = 1e3 * np.fromiter(seconds, float)
-    low, p10, median, p90 = np.quantile(values, [0, 0.1, 0.5, 0.9]).tolist()
-    return Quantiles(low, p10, median, p90, len(values))
+    at = dict(zip(AT, np.quantile(values, list(AT.values())).tolist(), strict=True))
+    return Quantiles(**at, samples=len(values))
 
 
 def ratio(a: Samples, b: Samples) -> float | None:

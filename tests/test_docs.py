@@ -14,7 +14,8 @@ from anl_kernels.terms import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 README, MATH = ROOT / "README.md", ROOT / "docs" / "math.md"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [README, *OTHERS, *sorted((ROOT / "docs").glob("*.md"))]
 over_documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 

@@ -1,14 +1,14 @@
-"""What is measured: loss and gradient of given logits, by the library and by its peers.
+"""What is measured: the library and its peers.
 
 A subject is a function of the inputs that returns how to prepare a step (see timing.py).
 """
 
-from benchmarks.subjects import library, others  # their subjects register themselves, in this order
+# Each registers its subjects.
+from benchmarks.subjects import library, linear, others, softmax, train
 from benchmarks.subjects.base import (
     SUBJECTS,
     Criterion,
     Subject,
-    criterion_of,
     loss_and_gradient,
     on_backend,
 )
@@ -17,9 +17,11 @@ __all__ = [
     "SUBJECTS",
     "Criterion",
     "Subject",
-    "criterion_of",
     "library",
+    "linear",
     "loss_and_gradient",
     "on_backend",
     "others",
+    "softmax",
+    "train",
 ]

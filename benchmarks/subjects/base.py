@@ -1,22 +1,21 @@
-"""What a subject is, and the two ways to give it logits."""
+"""What a subject is, and how it is given its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import anl_kernels as ak
-from anl_kernels.terms import Term
 from benchmarks.clocks import Step
 from benchmarks.inputs import Inputs
 from benchmarks.timing import Prepare
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[..., Tensor]
+"""Of the leaves of the inputs and the target; gives a 0-d loss."""
 Build = Callable[[Inputs], Prepare]
 
 
@@ -30,36 +29,31 @@ class Subject:
     """Where it is measured unless one asks otherwise."""
     backend: str | None = None
     """The library's that it runs on; None if it is not the library."""
+    criterion: Criterion | None = None
+    """What it computes, and ..."""
+    truth: Criterion | None = None
+    """... what that has to be equal to, in float64; both are given of what is the library."""
+    rounds: bool = False
+    """The result has the dtype of the inputs, and the rounding of PyTorch's own at that dtype."""
 
 
 SUBJECTS: dict[str, Subject] = {}
 
 
-def subject(label: str, *devices: str, backend: str | None = None) -> Callable[[Build], Build]:
+def subject(label: str, *devices: str, **facts: Any) -> Callable[[Build], Build]:
     """Register the decorated function, by its name."""
 
     def register(build: Build) -> Build:
-        SUBJECTS[build.__name__] = Subject(label, build, devices or ("cpu", "cuda"), backend)
+        SUBJECTS[build.__name__] = Subject(label, build, devices or ("cpu", "cuda"), **facts)
         return build
 
     return register
 
 
 def loss_and_gradient(criterion: Criterion, inputs: Inputs) -> Prepare:
-    """Forward and backward, as a training step does them to the logits."""
-
-    def prepare(i: int) -> Step:
-        logits = inputs.logits[i]
-
-        def step() -> None:
-            criterion(logits, inputs.target).backward()
-            # Timed, and here rather than before the forward pass, so that each subject pays for
-            # returning its own gradient to the system.
-            logits.grad = None
-
-        return step
-
-    return prepare
+    """The phase of a training step that the problem asks for, as the step does it."""
+    phase = _PHASES[inputs.problem.phase]
+    return lambda i: phase(criterion, inputs.leaves[i], inputs.target)
 
 
 def loss_over_gradient(criterion: Criterion, inputs: Inputs) -> Prepare:
@@ -67,6 +61,8 @@ def loss_over_gradient(criterion: Criterion, inputs: Inputs) -> Prepare:
 
     The logits have to be there again for the next step; that is done outside the timed steps.
     """
+    if inputs.problem.phase != "both":
+        raise ValueError("what overwrites the logits is measured forward and backward at once")
 
     def prepare(i: int) -> Step:
         anchor = torch.zeros((), requires_grad=True)
@@ -76,9 +72,19 @@ def loss_over_gradient(criterion: Criterion, inputs: Inputs) -> Prepare:
     return prepare
 
 
-def criterion_of(term: Term) -> Criterion:
-    """The library's loss of one term."""
-    return partial(ak.robust_loss, terms=term)  # type: ignore[return-value]
+def compiled_alone(criterion: Criterion) -> Criterion:
+    """The criterion through torch.compile, for one shape.
+
+    In its default mode: max-autotune concerns matrix products above all.
+    """
+
+    def alone(*tensors: Tensor) -> Tensor:
+        return criterion(*tensors)
+
+    # Code of its own: what was compiled is kept with it, is looked through in every call, and may
+    # not grow past a limit.
+    alone.__code__ = alone.__code__.replace()
+    return torch.compile(alone, dynamic=False, fullgraph=True)
 
 
 def on_backend(backend: str, prepare: Prepare) -> Prepare:
@@ -88,7 +94,8 @@ def on_backend(backend: str, prepare: Prepare) -> Prepare:
     """
 
     def switched(i: int) -> Step:
-        step = prepare(i)
+        with ak.use_backend(backend):
+            step = prepare(i)
 
         def run() -> None:
             with ak.use_backend(backend):
@@ -97,6 +104,51 @@ def on_backend(backend: str, prepare: Prepare) -> Prepare:
         return run
 
     return switched
+
+
+def _both(criterion: Criterion, leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    def step() -> None:
+        criterion(*leaves, target).backward()
+        # Timed, and here rather than before the forward pass, so that each subject pays for
+        # returning its own gradient to the system.
+        for leaf in leaves:
+            leaf.grad = None
+
+    return step
+
+
+def _forward(criterion: Criterion, leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    def step() -> None:
+        criterion(*leaves, target)
+
+    return step
+
+
+def _backward(criterion: Criterion, leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    loss = criterion(*leaves, target)
+
+    def step() -> None:
+        loss.backward()
+        for leaf in leaves:
+            leaf.grad = None
+
+    return step
+
+
+def _inference(criterion: Criterion, leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    def step() -> None:
+        with torch.no_grad():
+            criterion(*leaves, target)
+
+    return step
+
+
+_PHASES = {
+    "both": _both,
+    "forward": _forward,
+    "backward": _backward,
+    "inference": _inference,
+}
 
 
 class _Layer(torch.autograd.Function):

@@ -1,21 +1,28 @@
-"""What others offer: ANL by PyTorch's own means, and plain cross entropy, which does less.
+"""What others offer for given logits: robust losses by PyTorch's own means, and cross entropy.
 
-The calls follow the packages' published interfaces; nothing of theirs is here.
+The calls follow the packages' published interfaces; nothing of theirs is here. A package that is
+not installed, or that cannot run here, raises, and its row says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.clocks import Step
 from benchmarks.inputs import Inputs
-from benchmarks.peers import careful_anl, official_anl
-from benchmarks.subjects.base import loss_and_gradient, loss_over_gradient, subject
+from benchmarks.peers import careful_anl, careful_apl, official_anl_by_rows, official_apl
+from benchmarks.subjects.base import (
+    Criterion,
+    compiled_alone,
+    loss_and_gradient,
+    loss_over_gradient,
+    subject,
+)
 from benchmarks.timing import Prepare
 
 
@@ -25,37 +32,57 @@ def cross_entropy(inputs: Inputs) -> Prepare:
     return loss_and_gradient(F.cross_entropy, inputs)
 
 
-@subject("torch.compile of ANL")
-def compiled(inputs: Inputs) -> Prepare:
-    """The compiler on a well-written ANL.
+@subject("torch.compile of F.cross_entropy (does less)")
+def compiled_cross_entropy(inputs: Inputs) -> Prepare:
+    """The compiler on plain cross entropy."""
+    return loss_and_gradient(compiled_alone(F.cross_entropy), inputs)
 
-    In its default mode: max-autotune concerns matrix products above all, of which there is none.
-    """
-    return loss_and_gradient(torch.compile(careful_anl, dynamic=False, fullgraph=True), inputs)
+
+@subject("well-written ANL, eager")
+def careful(inputs: Inputs) -> Prepare:
+    """ANL with no more tensors than eager PyTorch needs."""
+    return eager(careful_anl, inputs, careful_bytes_of_logit)
+
+
+@subject("torch.compile of well-written ANL")
+def compiled(inputs: Inputs) -> Prepare:
+    """The compiler on the same."""
+    return loss_and_gradient(compiled_alone(careful_anl), inputs)
 
 
 @subject("official ANL, eager")
 def official(inputs: Inputs) -> Prepare:
     """The papers' way, where its memory leaves the other subjects theirs."""
-    if inputs.target.is_cuda:
-        _leave_room(official_bytes(inputs.logits[0]))
-    return loss_and_gradient(official_anl, inputs)
+    return eager(official_anl_by_rows, inputs, official_bytes_of_logit)
 
 
-@subject("torch.compile of F.cross_entropy (does less)", "cuda")
-def compiled_cross_entropy(inputs: Inputs) -> Prepare:
-    """The compiler on plain cross entropy."""
-
-    # A function of its own: compiled code is kept with the function it came from.
-    def criterion(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target)
-
-    return loss_and_gradient(torch.compile(criterion, dynamic=False, fullgraph=True), inputs)
+@subject("torch.compile of official ANL")
+def compiled_official(inputs: Inputs) -> Prepare:
+    """The compiler on the papers' way, as a user's first step would be."""
+    return loss_and_gradient(compiled_alone(official_anl_by_rows), inputs)
 
 
-@subject("Liger cross entropy (does less)", "cuda")
+@subject("well-written APL, eager")
+def careful_apl_eager(inputs: Inputs) -> Prepare:
+    """Active Passive Loss with no more tensors than eager PyTorch needs."""
+    return eager(careful_apl, inputs, careful_bytes_of_logit)
+
+
+@subject("torch.compile of well-written APL")
+def compiled_apl(inputs: Inputs) -> Prepare:
+    """The compiler on the same."""
+    return loss_and_gradient(compiled_alone(careful_apl), inputs)
+
+
+@subject("official APL, eager")
+def official_apl_eager(inputs: Inputs) -> Prepare:
+    """The papers' way."""
+    return eager(official_apl, inputs, official_bytes_of_logit)
+
+
+@subject("Liger cross entropy (does less)")
 def liger(inputs: Inputs) -> Prepare:
-    """liger_kernel's plain cross entropy.
+    """liger_kernel's plain cross entropy; it needs a GPU.
 
     It puts the gradient where the logits were, whoever else needs them; like the library's
     ``inplace=True`` it is given logits of its own, which are restored outside the timed steps. It
@@ -85,9 +112,34 @@ def quack_one_pass(inputs: Inputs) -> Prepare:
     return prepare
 
 
-def official_bytes(logits: Tensor) -> int:
+@subject("flash-attn cross entropy (does less)", "cuda")
+def flash_attn(inputs: Inputs) -> Prepare:
+    """flash_attn's plain cross entropy of rows; their mean is taken outside of it."""
+    cross_entropy_loss = import_module("flash_attn.ops.triton.cross_entropy").cross_entropy_loss
+
+    def criterion(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        losses, _ = cross_entropy_loss(logits, target)
+        return losses.mean()
+
+    return loss_and_gradient(criterion, inputs)
+
+
+def official_bytes_of_logit(size: int) -> int:
     """What the official code takes at its peak: 2 one-hots of int64, 8 tensors like the logits."""
-    return logits.numel() * (2 * 8 + 8 * logits.element_size())
+    return 2 * 8 + 8 * size
+
+
+def careful_bytes_of_logit(size: int) -> int:
+    """Five tensors of float32, and the gradient."""
+    return 5 * 4 + size
+
+
+def eager(criterion: Criterion, inputs: Inputs, bytes_of_logit: Callable[[int], int]) -> Prepare:
+    """An eager criterion, where its memory leaves the other subjects theirs."""
+    problem, leaf = inputs.problem, inputs.leaves[0][0]
+    if leaf.is_cuda:
+        _leave_room(problem.rows * problem.classes * bytes_of_logit(leaf.element_size()))
+    return loss_and_gradient(criterion, inputs)
 
 
 def _leave_room(wanted: int) -> None:

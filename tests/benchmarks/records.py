@@ -1,25 +1,28 @@
 """Runs written by hand."""
 
+import argparse
 import time
 from dataclasses import replace
 
+from benchmarks.problems import Problem
 from benchmarks.results import Case, Check, Measurement, Quantiles, Results
+from benchmarks.suites import SUITES
 
-SPREAD = Quantiles(1.0, 1.5, 2.0, 4.0, 9)
+SPREAD = Quantiles(1.0, 1.5, 1.75, 2.0, 3.0, 4.0, 6.0, 9)
 
 
-def case(*measurements, table="main", regime="warm", rows=1024, classes=32000, dtype="float32",
-         others=0.0):  # fmt: skip
-    return Case(table, regime, "cpu", rows, classes, dtype, 3.0, list(measurements), others)
+def case(*measurements, table="main", regime="warm", others=0.0, **changes):
+    problem = Problem(**{"rows": 1024, "classes": 32000} | changes)
+    return Case(table, regime, problem, list(measurements), taken_by_others=others)
 
 
 def measured(subject, **ratios):
     return Measurement(subject, subject.upper(), SPREAD, ratios, first_call_ms=8.0)
 
 
-def results(*cases, failures=()):
+def results(*cases, failures=(), suite="rows"):
     return Results(
-        suite="rows",
+        suite=suite,
         created="2026-01-02T03:04:05+00:00",
         environment={
             "machine": {
@@ -40,6 +43,7 @@ def results(*cases, failures=()):
         checks=[Check("loss", 1e-8, 1e-6)],
         cases=list(cases),
         failures=list(failures),
+        seconds=12.5,
     )
 
 
@@ -56,7 +60,8 @@ GPU = {
 
 def on_gpu(case, **changes):
     """The case as a GPU would have it."""
-    return replace(case, device="cuda", regime="default", **changes)
+    problem = replace(case.problem, device="cuda")
+    return replace(case, problem=problem, regime="default", **changes)
 
 
 def gpu_results(*cases, failures=()):
@@ -64,6 +69,12 @@ def gpu_results(*cases, failures=()):
     run.environment["machine"]["gpu"] = GPU
     arguments = run.arguments | {"device": "cuda"}
     return replace(run, arguments=arguments, backend="auto")
+
+
+def options(suite, device="cpu", quick=False, **changes):
+    """What the command line would give to a suite."""
+    common = {"device": device, "rounds": 500, "subjects": None, "threads": None}
+    return argparse.Namespace(**common | SUITES[suite].defaults(device, quick) | changes)
 
 
 def slow():

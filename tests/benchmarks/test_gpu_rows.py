@@ -14,15 +14,19 @@ import torch
 import torch.nn.functional as F
 
 from anl_kernels.backends.selection import why_not
-from benchmarks import cli, devices
-from benchmarks.inputs import Problem, make_inputs
-from benchmarks.rows import measure, suite
-from benchmarks.rows.cases import timed
+from benchmarks import cases, cli, devices
+from benchmarks.gate import gate
+from benchmarks.inputs import make_inputs
+from benchmarks.problems import Problem
 from benchmarks.subjects import SUBJECTS, on_backend, others
+from benchmarks.suite import Spec
+from benchmarks.suites import choices
+from benchmarks.timing import Budget
 from tests.benchmarks.fakes import Device
 from tests.benchmarks.records import GPU
 
-BUDGET = {"seconds": 0.05, "max_rounds": 3}
+BUDGET = Budget(seconds=0.05, max_rounds=3)
+TINY = Problem(6, 11, "float64", device="cuda")
 
 
 @pytest.fixture
@@ -47,23 +51,13 @@ def gpu(monkeypatch):
     return fake
 
 
-def main(subjects, **changes):
-    arguments = {
-        "regime": "default",
-        "shape": (6, 11),
-        "dtypes": ["float64"],
-        "scales": [3.0],
-        "subjects": subjects,
-        "budget": BUDGET,
-        "device": "cuda",
-    }
-    (case,) = measure.main(**arguments | changes)
-    return case
+def timed(*subjects, **changes):
+    return cases.timed(Spec("main", TINY, subjects, **changes), BUDGET)
 
 
 def test_a_case(gpu):
-    case = main(["ours", "ours_inplace", "copy", "cross_entropy"])
-    assert (case.device, case.regime) == ("cuda", "default")
+    case = timed("ours", "ours_inplace", "copy", "cross_entropy")
+    assert (case.problem.device, case.regime) == ("cuda", "default")
     assert case.auto in ("cpu", "reference")
     for measured in case.measurements:
         assert measured.error is None
@@ -73,24 +67,40 @@ def test_a_case(gpu):
     assert gpu.log.count("lead") == 4 * 4  # a round of warming up, and three
 
 
+def test_the_time_of_the_host(gpu):
+    case = timed("ours", "cross_entropy", host=True, roof=None)
+    for measured in case.measurements:
+        assert measured.milliseconds.samples == 3
+        assert measured.host_milliseconds is None
+    assert "lead" not in gpu.log
+    assert gpu.log.count("synchronize") == 2 * (2 + 4)  # around first calls, before the others
+
+
 def test_a_backend_that_cannot_run_is_a_row_that_says_so(gpu, monkeypatch):
     missing = dataclasses.replace(
         SUBJECTS["cuda"],
         build=lambda inputs: on_backend("none such", SUBJECTS["copy"].build(inputs)),
     )
     monkeypatch.setitem(SUBJECTS, "cuda", missing)
-    case = main(["copy", "cuda"])
+    case = timed("copy", "cuda")
     assert "backend must be one of" in case["cuda"].error
     assert case["copy"].error is None
 
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("liger", "liger_kernel"), ("quack", "quack"), ("quack_one_pass", "quack")],
+    [
+        ("liger", "liger_kernel"),
+        ("quack", "quack"),
+        ("quack_one_pass", "quack"),
+        ("flash_attn", "flash_attn"),
+        ("softmax_liger", "liger_kernel"),
+        ("softmax_quack", "quack"),
+    ],
 )
 def test_a_peer_that_is_not_installed_is_a_row_that_says_so(name, module, gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    case = main(["copy", name])
+    case = timed("copy", name)
     assert module in case[name].error
     assert case["copy"].error is None
 
@@ -118,7 +128,7 @@ def test_liger_gets_logits_of_its_own(monkeypatch):
 
     package(monkeypatch, "liger_kernel.transformers.functional",
             liger_cross_entropy=liger_cross_entropy)  # fmt: skip
-    inputs = make_inputs(Problem(6, 11, torch.float32), copies=2)
+    inputs = make_inputs(Problem(6, 11), copies=2)
     before = inputs.logits[0].detach().clone()
     prepare = SUBJECTS["liger"].build(inputs)
     for i in (0, 1, 0, 0):
@@ -139,16 +149,25 @@ def test_quack_is_asked_for_a_mean_and_for_a_gradient(monkeypatch):
 
     package(monkeypatch, "quack.cross_entropy",
             cross_entropy=cross_entropy, cross_entropy_fwd=cross_entropy_fwd)  # fmt: skip
-    inputs = make_inputs(Problem(6, 11, torch.float32), copies=1)
+    inputs = make_inputs(Problem(6, 11), copies=1)
     SUBJECTS["quack"].build(inputs)(0)()
     SUBJECTS["quack_one_pass"].build(inputs)(0)()
     assert calls == ["mean", True]
 
 
+def test_the_mean_of_flash_attn_is_taken_outside(monkeypatch):
+    def cross_entropy_loss(logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none"), None
+
+    package(monkeypatch, "flash_attn.ops.triton.cross_entropy",
+            cross_entropy_loss=cross_entropy_loss)  # fmt: skip
+    inputs = make_inputs(Problem(6, 11), copies=1)
+    SUBJECTS["flash_attn"].build(inputs)(0)()
+
+
 def test_the_official_code_leaves_room(monkeypatch):
-    logits = torch.empty((8192, 131072), device="meta", dtype=torch.bfloat16)
-    wanted = others.official_bytes(logits)
-    assert wanted == 32 * 8192 * 131072
+    wanted = 8192 * 131072 * others.official_bytes_of_logit(2)
+    assert wanted == 32 << 30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 2 * wanted))
     others._leave_room(wanted)
     with pytest.raises(MemoryError, match="needs about 32 GiB beside its inputs"):
@@ -159,56 +178,66 @@ def test_inputs_that_do_not_fit_are_rows_that_say_so(gpu, monkeypatch):
     def full(problem):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
 
-    monkeypatch.setattr(timed.__module__ + ".make_inputs", full)
-    case = main(["ours", "copy"])
+    monkeypatch.setattr("benchmarks.cases.make_inputs", full)
+    case = timed("ours", "copy")
     assert [m.error for m in case.measurements] == [
         "the inputs do not fit: OutOfMemoryError: CUDA out of memory. Tried to allocate 8.00 GiB."
     ] * 2
 
 
 def test_several_borrowers_never_meet_what_another_wrote():
-    inputs = make_inputs(Problem(2, 3, torch.float32), copies=2)
+    inputs = make_inputs(Problem(2, 3), copies=2)
     for i in (0, 1, 1, 0):
         spare = inputs.borrow(i)
         assert torch.equal(spare, inputs.logits[i])
         spare.zero_()
 
 
+def some_backend():
+    return "cpu" if why_not("cpu") is None else "reference"
+
+
 def test_terms_on_a_named_backend(gpu):
-    shape, dtypes = (6, 11), ["float32"]
-    name = "cpu" if why_not("cpu") is None else "reference"
-    (case,) = measure.terms("default", shape, dtypes, BUDGET, device="cuda", backend=name)
-    assert case.backend == name
+    case = timed("ours", "GCE", "copy", backend=some_backend())
+    assert case.backend == some_backend()
     assert {m.error for m in case.measurements} == {None}
 
 
 def test_the_gate_checks_whole_problems_on_the_device(gpu, monkeypatch):
     monkeypatch.setattr("benchmarks.gate.CHUNK_ELEMENTS", 7 * 300)
-    name = "cpu" if why_not("cpu") is None else "reference"
-    checks = list(
-        measure.gate([(20, 300)], ["bfloat16"], [3.0], [], device="cuda", backends=["auto", name])
-    )
+    problem = Problem(20, 300, "bfloat16", device="cuda")
+    specs = [
+        Spec("main", problem, ("ours", "ours_inplace", "copy")),
+        Spec("terms", problem, ("ours", "GCE"), backend=some_backend()),
+    ]
+    checks = list(gate(specs))
     assert [check.what for check in checks if not check.passed] == []
     assert len(checks) == 2 * 4
-    assert f"20 x 300 torch.bfloat16 on {name}" in checks[-1].what
+    assert f"on {some_backend()}, 20 x 300 bfloat16" in checks[-1].what
+
+
+def test_backends_that_cannot_run_are_not_checked(gpu, monkeypatch):
+    monkeypatch.setattr("benchmarks.gate.runs", lambda name: name == "auto")
+    specs = [Spec("main", TINY, ("ours", "triton", "cuda_inplace"))]
+    assert len(list(gate(specs))) == 2
 
 
 def test_what_does_not_fit_is_red(gpu, monkeypatch):
-    def full(problem, backend):
+    def full(problem, copies):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(measure, "check_anl", full)
-    (check,) = measure.gate([(20, 300)], ["float32"], [3.0], [], device="cuda")
+    monkeypatch.setattr("benchmarks.gate.make_inputs", full)
+    (check,) = gate([Spec("main", TINY, ("ours",))])
     assert not check.passed
-    assert "(20, 300): OutOfMemoryError" in check.what
+    assert "anl_kernels, 6 x 11 float64 x3: OutOfMemoryError" in check.what
 
 
 def test_terms_are_measured_on_every_gpu_backend_that_runs(monkeypatch):
-    monkeypatch.setattr(suite, "_runs", lambda name: name == "cuda")
-    assert suite.term_backends("cuda") == ["cuda"]
-    monkeypatch.setattr(suite, "_runs", lambda name: False)
-    assert suite.term_backends("cuda") == ["auto"]
-    assert suite.term_backends("cpu") == ["auto"]
+    monkeypatch.setattr(choices, "runs", lambda name: name == "cuda")
+    assert choices.library_backends("cuda") == ["cuda"]
+    monkeypatch.setattr(choices, "runs", lambda name: False)
+    assert choices.library_backends("cuda") == ["auto"]
+    assert choices.library_backends("cpu") == ["auto"]
 
 
 def test_a_run(gpu, monkeypatch, tmp_path, capsys):
@@ -219,26 +248,25 @@ def test_a_run(gpu, monkeypatch, tmp_path, capsys):
         function = getattr(importlib.import_module(module), name)
         return map(dataclasses.asdict, function(**job.arguments))
 
-    monkeypatch.setattr(cli, "run_job", run_job)
+    monkeypatch.setattr("benchmarks.run.run_job", run_job)
     monkeypatch.setattr("benchmarks.environment.describe_gpu", lambda: GPU)
     stand_in = devices.DEVICES["cuda"]
     monkeypatch.setitem(
         devices.DEVICES, "cuda", dataclasses.replace(stand_in, why_not=lambda: None)
     )
-    monkeypatch.setattr(suite, "_runs", lambda name: name == "auto")
+    monkeypatch.setattr(choices, "runs", lambda name: name == "auto")
     arguments = "rows --device cuda --shapes 6x11 --typical-shape 6x11 --rounds 2"
-    dtypes = "--dtypes float32 --term-dtypes float32"
-    subjects = "--subjects ours ours_inplace copy official liger"
-    out = tmp_path / "rows-{device}.json"
-    assert cli.main([*f"{arguments} {dtypes} {subjects} --bars --out".split(), str(out)]) == 0
-    record = json.loads((tmp_path / "rows-nvidia-x100-80-gb.json").read_text())
+    asked = "--dtypes float32 --tables main terms --subjects ours ours_inplace copy official liger"
+    out = tmp_path / "{device}"
+    assert cli.main([*f"{arguments} {asked} --bars --out".split(), str(out)]) == 0
+    record = json.loads((tmp_path / "nvidia-x100-80-gb" / "rows.json").read_text())
     assert record["environment"]["machine"]["gpu"] == GPU
     assert "cuda" in record["environment"]["versions"]
     assert record["backend"] == "auto"
-    assert [(case["table"], case["device"]) for case in record["cases"]] == [
+    assert [(case["table"], case["problem"]["device"]) for case in record["cases"]] == [
         ("main", "cuda"),
         ("terms", "cuda"),
     ]
     printed = capsys.readouterr().out
-    assert "## ANL-CE, float32: % of the copy's bandwidth (ms)" in printed
+    assert "## ANL-CE, float32, sigma 3" in printed
     assert "GPU: copy / ours, float32" in printed

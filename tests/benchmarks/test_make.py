@@ -55,9 +55,8 @@ def test_a_dry_run_has_every_stage():
         "-m pytest",
         "for tool in memcheck racecheck",
         "-m tests.gpu.sanitize",
-        "-m benchmarks rows --device cuda --bars",
-        '--out "benchmarks/results/rows-{device}.json"',
-        '--markdown "benchmarks/results/rows-{device}.md"',
+        "-m benchmarks --device cuda --bars",
+        '--out "benchmarks/results/{device}"',
     ):
         assert part in done.stdout
 
@@ -71,13 +70,13 @@ def test_without_a_gpu_it_says_so():
 
 
 def test_all_stages_run(stages):
-    done, calls = stages("PYTEST_ARGS=-k some", "GPU_BENCH_ARGS=--quick", "GPU_RESULTS=a/b.json")
+    done, calls = stages("PYTEST_ARGS=-k some", "GPU_BENCH_ARGS=--quick", "GPU_RESULTS=a/b")
     assert done.returncode == 0, done.stderr
     assert "setup.py -q build_ext --inplace" in calls
     assert "-m pytest -k some" in calls
     assert "--tool memcheck" in calls
     assert "--tool racecheck" in calls
-    assert "--out a/b.json --markdown a/b.md --quick" in calls
+    assert "--out a/b --quick" in calls
     assert "gpu-bench: 0 s" in done.stdout
 
 
@@ -89,7 +88,7 @@ def test_a_stage_that_fails_does_not_stop_the_later_ones(fails_on, stage, stages
     done, calls = stages(fails_on=fails_on)
     assert done.returncode != 0
     assert f"make gpu: failed: gpu-{stage}" in done.stderr
-    assert "-m benchmarks rows" in calls
+    assert "-m benchmarks --device cuda" in calls
 
 
 def test_some_stages_alone(stages):

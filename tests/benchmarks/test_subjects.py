@@ -4,17 +4,36 @@ import torch
 import anl_kernels as ak
 from anl_kernels.terms import REGISTRY
 from benchmarks.bounds import BARS
-from benchmarks.inputs import MAX_COPIES, Problem, copies_to_flush, make_inputs
+from benchmarks.gate import gate
+from benchmarks.inputs import MAX_COPIES, copies_to_flush, make_inputs
 from benchmarks.memory import peak_growth
-from benchmarks.peers import careful_anl, official_anl
-from benchmarks.rows.measure import gate, term_instances
+from benchmarks.peers import (
+    careful_anl,
+    careful_apl,
+    official_anl,
+    official_anl_by_rows,
+    official_apl,
+)
+from benchmarks.problems import PHASES, Problem
 from benchmarks.subjects import SUBJECTS
+from benchmarks.subjects.library import term_instances
+from benchmarks.suite import Spec
+from benchmarks.suites import SUITES
+from tests.benchmarks.records import options
 from tests.helpers import error
+
+NEEDS_A_GPU = {"liger"}
+
+
+def subjects_of(suite, device="cpu"):
+    """What a suite measures, in its order."""
+    specs = SUITES[suite].specs(options(suite, device))
+    return dict.fromkeys(name for spec in specs for name in spec.subjects)
 
 
 @pytest.fixture
 def inputs(device):
-    return make_inputs(Problem(6, 11, torch.float64, 5.0, device.type), copies=2)
+    return make_inputs(Problem(6, 11, "float64", 5.0, device.type), copies=2)
 
 
 def gradient(criterion, inputs):
@@ -23,24 +42,48 @@ def gradient(criterion, inputs):
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
-@pytest.mark.parametrize(("peer", "tolerance"), [(official_anl, 1e-12), (careful_anl, 1e-5)])
-def test_peers_compute_the_same_loss(peer, tolerance, inputs):
+@pytest.mark.parametrize(
+    ("peer", "terms", "tolerance"),
+    [
+        (official_anl, 5.0 * ak.NCE() + 5.0 * ak.NNCE(), 1e-12),
+        (official_anl_by_rows, 5.0 * ak.NCE() + 5.0 * ak.NNCE(), 1e-12),
+        (careful_anl, 5.0 * ak.NCE() + 5.0 * ak.NNCE(), 1e-12),
+        (careful_apl, ak.NCE() + ak.MAE(), 1e-12),
+        # It takes no probability for less than 1e-7.
+        (official_apl, ak.NCE() + ak.MAE(), 1e-6),
+    ],
+)
+def test_peers_compute_the_same_loss(peer, terms, tolerance, inputs):
     with ak.use_backend("reference"):
-        loss, grad = gradient(ak.anl, inputs)
+        loss, grad = gradient(ak.RobustLoss(terms), inputs)
     by_peer, grad_by_peer = gradient(peer, inputs)
     assert error(by_peer, loss) <= tolerance
     assert error(grad_by_peer, grad) <= tolerance
 
 
-ON_CPU = [name for name, subject in SUBJECTS.items() if "cpu" in subject.devices]
+PLANNED = {"linear_fused"}
+"""Has bars already, which find no case."""
 
 
 def test_every_device_has_the_subjects_that_its_bars_need():
-    for device in ("cpu", "cuda"):
-        there = {name for name, subject in SUBJECTS.items() if device in subject.devices}
-        for bar in BARS:
-            if bar.device == device:
-                assert {bar.subject, bar.over} - {None, "logits"} <= there
+    for bar in BARS:
+        there = set(subjects_of(bar.suite, bar.device))
+        assert {bar.subject, bar.over} - {None, "logits"} - PLANNED <= there, bar.title
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_measure_what_there_is(suite, device):
+    for quick in (False, True):
+        asked = options(suite, device, quick)
+        specs = SUITES[suite].specs(asked)
+        assert {spec.table for spec in specs} == set(asked.tables)
+        for spec in specs:
+            assert spec.problem.device == device
+            assert all(device in SUBJECTS[name].devices for name in spec.subjects)
+            assert spec.ours in spec.subjects
+            assert spec.measured == "memory" or spec.roof in (None, *spec.subjects)
+        assert len(set(specs)) == len(specs)
 
 
 def test_triton_runs_on_triton(inputs, triton_backend):
@@ -50,13 +93,53 @@ def test_triton_runs_on_triton(inputs, triton_backend):
     torch.testing.assert_close(inputs.spare[0], wanted)
 
 
-@pytest.mark.parametrize("name", sorted(set(ON_CPU) - {"compiled"}))
+# Of given logits; linear heads and models have tests of their own.
+ON_LOGITS = dict.fromkeys(
+    name for suite in ("rows", "softmax", "overhead", "scaling") for name in subjects_of(suite)
+)
+
+
+@pytest.mark.parametrize("name", [n for n in ON_LOGITS if "compiled" not in n])
 def test_subjects_leave_the_inputs_as_they_found_them(name, inputs):
+    if name in NEEDS_A_GPU:
+        pytest.skip("needs a GPU")
     before = inputs.logits[0].detach().clone()
     prepare = SUBJECTS[name].build(inputs)
     for i in (0, 1, 0):
         prepare(i)()
     assert all(torch.equal(logits, before) and logits.grad is None for logits in inputs.logits)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_parts_of_a_step(phase, monkeypatch):
+    seen = []
+
+    def criterion(logits, target):
+        loss = (logits * 1.0).sum()
+        if torch.is_grad_enabled():
+            loss.register_hook(lambda gradient: seen.append("backward"))
+        seen.append("forward")
+        return loss
+
+    inputs = make_inputs(Problem(2, 3, phase=phase), copies=1)
+    monkeypatch.setattr("benchmarks.subjects.others.careful_anl", criterion)
+    step = SUBJECTS["careful"].build(inputs)(0)
+    before = list(seen)
+    step()
+    wanted = {
+        "both": ([], ["forward", "backward"]),
+        "forward": ([], ["forward"]),
+        "backward": (["forward"], ["backward"]),
+        "inference": ([], ["forward"]),
+    }
+    assert (before, seen[len(before) :]) == wanted[phase]
+    assert inputs.logits[0].grad is None
+
+
+def test_what_overwrites_the_logits_has_no_parts():
+    inputs = make_inputs(Problem(2, 3, phase="backward"), copies=1)
+    with pytest.raises(ValueError, match="forward and backward at once"):
+        SUBJECTS["ours_inplace"].build(inputs)
 
 
 def test_in_place_works_on_the_spare_memory(inputs, triton_backend):
@@ -75,20 +158,32 @@ def test_copies_flush_the_cache():
     assert copies_to_flush(1, 1 << 25) == MAX_COPIES
 
 
-def test_every_term_has_an_instance():
-    assert set(term_instances()) == set(REGISTRY)
+def test_every_term_is_a_subject():
+    assert set(term_instances()) == set(REGISTRY) <= set(SUBJECTS)
 
 
-def test_the_gate_is_green_where_the_library_is_right():
-    dtypes = ["float32", "bfloat16"]
-    checks = list(gate([(8, 300)], dtypes, [5.0], [(8, 300)], dtypes))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "subjects",
+    [("ours", "ours_inplace"), ("ours_apl",), tuple(REGISTRY), ("softmax",)],
+    ids=lambda names: names[0],
+)
+def test_the_gate_is_green_where_the_library_is_right(subjects, dtype):
+    spec = Spec("main", Problem(8, 300, dtype, 5.0), (*subjects, "copy"))
+    checks = list(gate([spec, spec]))  # the same again is not checked again
     assert [check for check in checks if not check.passed] == []
-    assert len(checks) == 2 * (4 + 2 * len(REGISTRY))
+    assert len(checks) == 2 * len(subjects)
 
 
 def test_the_gate_is_red_where_it_is_wrong(monkeypatch):
-    monkeypatch.setattr(ak, "anl", lambda logits, target, inplace=False: logits.square().mean())
-    assert not any(check.passed for check in gate([(8, 300)], ["float32"], [5.0], []))
+    def wrong(logits, target, *args, **kwargs):
+        return logits.square().mean()
+
+    monkeypatch.setattr("anl_kernels.losses.robust_loss", wrong)
+    spec = Spec("main", Problem(8, 300, "float32", 5.0), ("ours", "ours_inplace"))
+    checks = list(gate([spec]))
+    assert len(checks) == 4
+    assert not any(check.passed for check in checks)
 
 
 def test_peak_growth():

@@ -1,0 +1,7 @@
+"""What changed between two runs of a suite, and whether it is more than noise."""
+
+from benchmarks.compare.changes import Change, Comparison, Failure
+from benchmarks.compare.document import render
+from benchmarks.compare.matching import compare, is_ours
+
+__all__ = ["Change", "Comparison", "Failure", "compare", "is_ours", "render"]

@@ -1,0 +1,31 @@
+"""What the suites do with arguments alike."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterable
+
+from benchmarks.gate import runs
+from benchmarks.jobs import REGIMES
+from benchmarks.subjects import SUBJECTS
+
+GPU_BACKENDS = ("triton", "cuda")
+"""The library's, each of which is measured beside what "auto" takes."""
+
+
+def chosen(options: Namespace, names: Iterable[str]) -> tuple[str, ...]:
+    """Of these subjects the ones for the device; if any were asked for by name, only those."""
+    there = [name for name in names if options.device in SUBJECTS[name].devices]
+    asked = options.subjects
+    return tuple(there if asked is None else [name for name in asked if name in there])
+
+
+def regimes(options: Namespace) -> list[str]:
+    """Of the memory allocator."""
+    return list(REGIMES) if options.regime == "both" else [options.regime]
+
+
+def library_backends(device: str) -> list[str]:
+    """The library's backends that all of its terms are measured on."""
+    running = [name for name in GPU_BACKENDS if device != "cpu" and runs(name)]
+    return running or ["auto"]

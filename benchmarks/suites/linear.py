@@ -1,0 +1,97 @@
+"""The head and the loss: from the hidden state to its gradient and that of the weight."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.problems import Problem
+from benchmarks.suite import Spec, Suite
+from benchmarks.suites.choices import chosen, regimes
+
+Shape = tuple[int, ...]
+
+MAIN = (
+    "linear_unfused", "products", "linear_unfused_cross_entropy", "linear_torch",
+    "linear_torch_chunked", "linear_liger", "linear_cce", "linear_quack", "linear_compiled",
+    "linear_careful", "linear_official",
+)  # fmt: skip
+MEMORY = (
+    "linear_unfused", "linear_unfused_cross_entropy", "linear_torch", "linear_torch_chunked",
+    "linear_cce", "linear_compiled", "linear_careful", "linear_official",
+)  # fmt: skip
+QUICK = ("linear_unfused", "products", "linear_unfused_cross_entropy", "linear_careful")
+OURS = "linear_unfused"
+
+TABLES = {"main": "Head and ANL-CE", "memory": "Peak extra memory"}
+NOTES = """\
+Sizes: rows x hidden x classes. The roof is the three matrix products, of which head and loss need \
+no fewer: the logits, and the gradients of hidden state and weight from a given one of the logits. \
+TFLOP/s count these three, whatever else a subject computes. Extra memory holds both gradients, \
+and is given over the size that the logits have or would have."""
+
+# A step of the largest takes seconds, and as many as the fewest rounds are waited for.
+CPU: dict[str, Any] = {
+    "shapes": [(2048, 512, 32000), (1024, 256, 8192)],
+    "memory_shapes": [(2048, 512, 32000)],
+    "dtypes": ["float32"],
+    "tables": list(TABLES),
+    "regime": "warm",
+    "seconds": 6.0,
+}
+CPU_QUICK: dict[str, Any] = {
+    "shapes": [(512, 256, 8192)],
+    "tables": ["main"],
+    "subjects": list(QUICK),
+    "seconds": 0.5,
+}
+CUDA: dict[str, Any] = {
+    "shapes": [(8192, 4096, 128256), (8192, 4096, 32000)],
+    "dtypes": ["bfloat16"],
+    "tables": ["main"],
+    "regime": "default",
+    "seconds": 3.0,
+    "limit": 180.0,
+}
+CUDA_QUICK: dict[str, Any] = {
+    "shapes": [(8192, 4096, 32000)],
+    "seconds": 1.0,
+    "limit": 60.0,
+}
+
+
+def defaults(device: str, quick: bool) -> dict[str, Any]:
+    """Of the arguments."""
+    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
+    return full | (less if quick else {})
+
+
+def specs(options: Namespace) -> list[Spec]:
+    """What the arguments ask for."""
+    makers = {"main": _main, "memory": _memory}
+    return [spec for name in TABLES if name in options.tables for spec in makers[name](options)]
+
+
+def _main(options: Namespace) -> Iterator[Spec]:
+    for regime in regimes(options):
+        for shape in options.shapes:
+            for dtype in options.dtypes:
+                problem = _problem(shape, dtype, options)
+                subjects = chosen(options, MAIN)
+                yield Spec("main", problem, subjects, regime, roof="products", ours=OURS)
+
+
+def _memory(options: Namespace) -> Iterator[Spec]:
+    for shape in options.memory_shapes:
+        for dtype in options.dtypes:
+            problem, subjects = _problem(shape, dtype, options), chosen(options, MEMORY)
+            yield Spec("memory", problem, subjects, roof=None, measured="memory", ours=OURS)
+
+
+def _problem(shape: Shape, dtype: str, options: Namespace) -> Problem:
+    rows, hidden, classes = shape
+    return Problem(rows, classes, dtype, device=options.device, hidden=hidden)
+
+
+LINEAR = Suite("head and loss together", "NxDxK", TABLES, defaults, specs, NOTES)

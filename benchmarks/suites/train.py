@@ -1,0 +1,101 @@
+"""What a loss costs where it is used: in the training steps of a transformer."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.problems import Problem
+from benchmarks.suite import Spec, Suite
+from benchmarks.suites.choices import chosen, regimes
+
+MAIN = (
+    "train_ours", "train_ours_inplace", "train_no_loss", "train_cross_entropy", "train_compiled",
+    "train_careful", "train_official", "train_liger",
+)  # fmt: skip
+QUICK = ("train_ours", "train_ours_inplace", "train_no_loss", "train_cross_entropy")
+OURS, ROOF = "train_ours", "train_no_loss"
+LAYERS = {"cpu": 2, "cuda": 4}
+SIGMA = 3.0
+TABLES = {"main": "A training step", "memory": "Peak extra memory of a training step"}
+NOTES = """\
+Sizes: tokens x width x vocabulary. A step: forward, loss, backward, fused AdamW, release of the \
+gradients; 2 layers on a CPU, 4 on a GPU; 8 sequences of random tokens, on which the time does not \
+depend. All subjects train one model. Roof: a step whose logits are given their gradient, without \
+a loss; the rest of 100% is what the loss costs. sigma holds before the first step. Memory is \
+beside the parameters and the optimiser's state: activations, logits, gradients. A * says \
+little here: the GPU is at the first layers while the host queues the last."""
+
+CPU: dict[str, Any] = {
+    "shapes": [(1024, 256, 32000)],
+    "memory_shapes": [(1024, 256, 32000)],
+    "dtypes": ["float32"],
+    "tables": list(TABLES),
+    "regime": "default",
+    "seconds": 45.0,
+}
+CPU_QUICK: dict[str, Any] = {
+    "shapes": [(256, 128, 8000)],
+    "memory_shapes": [(256, 128, 8000)],
+    "tables": ["main"],
+    "subjects": list(QUICK),
+    "seconds": 3.0,
+}
+CUDA: dict[str, Any] = {
+    "shapes": [(8192, 1024, 128256)],
+    "dtypes": ["bfloat16"],
+    "tables": ["main"],
+    "regime": "default",
+    "seconds": 20.0,
+    "limit": 120.0,
+}
+CUDA_QUICK: dict[str, Any] = {
+    "shapes": [(2048, 1024, 32768)],
+    "subjects": list(QUICK),
+    "seconds": 3.0,
+    "limit": 60.0,
+}
+
+
+def defaults(device: str, quick: bool) -> dict[str, Any]:
+    """Of the arguments."""
+    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
+    return full | (less if quick else {})
+
+
+def specs(options: Namespace) -> list[Spec]:
+    """What the arguments ask for."""
+    makers = {"main": _main, "memory": _memory}
+    return [spec for name in TABLES if name in options.tables for spec in makers[name](options)]
+
+
+def _main(options: Namespace) -> Iterator[Spec]:
+    for regime in regimes(options):
+        for shape in options.shapes:
+            for dtype in options.dtypes:
+                problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
+                yield Spec("main", problem, subjects, regime, roof=ROOF, ours=OURS)
+
+
+def _memory(options: Namespace) -> Iterator[Spec]:
+    for shape in options.memory_shapes:
+        for dtype in options.dtypes:
+            problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
+            yield Spec("memory", problem, subjects, roof=None, ours=OURS, measured="memory")
+
+
+def _problem(shape: tuple[int, ...], dtype: str, options: Namespace) -> Problem:
+    tokens, width, vocabulary = shape
+    return Problem(
+        tokens,
+        vocabulary,
+        dtype,
+        sigma=SIGMA,
+        device=options.device,
+        hidden=width,
+        layers=LAYERS[options.device],
+    )
+
+
+TRAIN = Suite("training steps of a transformer", "NxDxK", TABLES, defaults, specs, notes=NOTES)
