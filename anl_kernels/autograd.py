@@ -245,7 +245,7 @@ class SoftmaxFunction(torch.autograd.Function):
 
 
 class DirectSoftmaxFunction(torch.autograd.Function):
-    """:class:`SoftmaxFunction`, for ordinary tensors on a CPU, as :class:`DirectRowLossFunction`."""
+    """:class:`SoftmaxFunction` for ordinary tensors on a CPU, as :class:`DirectRowLossFunction`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, backend: str) -> Tensor:
