@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.problems import Problem
+
+Arguments = dict[str, Any]
+"""Of the command line, by name."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,37 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Cases that belong together."""
+
+    title: str
+    specs: Callable[[Namespace], Iterable[Spec]]
+    """What the arguments ask for."""
+
+
+@dataclass(frozen=True)
 class Suite:
-    """A subcommand: what it measures, and what its tables are called."""
+    """A subcommand: what it measures."""
 
     title: str
     sizes: str
     """The form of a shape on the command line: "NxK"."""
-    tables: Mapping[str, str]
-    """Titles by name."""
-    defaults: Callable[[str, bool], dict[str, Any]]
-    """Of the arguments, by device and whether the run shall be quick."""
-    specs: Callable[[Namespace], list[Spec]]
-    """What the arguments ask for."""
+    tables: Mapping[str, Table]
+    settings: Mapping[str, tuple[Arguments, Arguments]]
+    """Defaults of the arguments by device, and what is else when the run shall be quick."""
     notes: str = ""
     """What a reader of the tables has to know beside what holds for every suite."""
+
+    def defaults(self, device: str, quick: bool) -> Arguments:
+        """Of the arguments; a device that does not exist gets the CPU's."""
+        full, less = self.settings.get(device, self.settings["cpu"])
+        return {"tables": list(self.tables)} | full | (less if quick else {})
+
+    def specs(self, options: Namespace) -> list[Spec]:
+        """What the arguments ask for."""
+        asked = [table for name, table in self.tables.items() if name in options.tables]
+        return [spec for table in asked for spec in table.specs(options)]
+
+    def title_of(self, table: str) -> str:
+        """For people; the name itself of a table that is no more."""
+        return self.tables[table].title if table in self.tables else table

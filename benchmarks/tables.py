@@ -85,7 +85,7 @@ def _sigma(case: Case) -> float | None:
 
 
 def _title(results: Results, case: Case) -> str:
-    name = SUITES[results.suite].tables.get(case.table, case.table)
+    name = SUITES[results.suite].title_of(case.table)
     sigma = [] if _sigma(case) is None else [f"sigma {case.problem.sigma:g}"]
     regime = [f"{case.regime} allocator"] if results.device == "cpu" else []
     backend = [f"on {case.backend}"] if case.backend != "auto" else []

@@ -35,4 +35,4 @@ def heading(results: Results, table: str) -> str:
         return f"{results.suite}, {table}"
     if "memory" in table:
         return suite.title[0].upper() + suite.title[1:]
-    return suite.tables.get(table, table)
+    return suite.title_of(table)

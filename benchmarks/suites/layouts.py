@@ -5,10 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 from math import prod
-from typing import Any
 
 from benchmarks.problems import Problem
-from benchmarks.suite import Spec, Suite
+from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
 
 Shape = tuple[int, ...]
@@ -21,22 +20,20 @@ MAIN = (
 MEMORY = ("ours", "ours_inplace", "cross_entropy", "compiled", "careful", "official")
 QUICK = ("ours", "ours_inplace", "copy", "cross_entropy", "careful", "official")
 
-TABLES = {"main": "ANL-CE of every pixel", "memory": "Peak extra memory"}
 NOTES = """\
 Sizes: batch x classes x height x width. GB/s count one read and one write of the logits. A \
 gradient that comes in another layout than the logits' is copied into theirs, which is timed, too: \
 PyTorch does so for a leaf, and a convolution would for itself. Liger, QuACK and flash-attn take \
 rows alone, and are not here."""
 
-CPU: dict[str, Any] = {
+CPU: Arguments = {
     "shapes": [(4, 19, 256, 512), (2, 150, 256, 256)],
     "memory_shapes": [(2, 150, 256, 256)],
     "dtypes": ["float32", "bfloat16"],
-    "tables": list(TABLES),
     "regime": "both",
     "seconds": 1.5,
 }
-CPU_QUICK: dict[str, Any] = {
+CPU_QUICK: Arguments = {
     "shapes": [(2, 19, 128, 256)],
     "dtypes": ["float32"],
     "tables": ["main"],
@@ -44,7 +41,7 @@ CPU_QUICK: dict[str, Any] = {
     "regime": "warm",
     "seconds": 0.5,
 }
-CUDA: dict[str, Any] = {
+CUDA: Arguments = {
     "shapes": [(8, 19, 1024, 1024), (8, 150, 512, 512)],
     "dtypes": ["bfloat16", "float32"],
     "tables": ["main"],
@@ -52,24 +49,12 @@ CUDA: dict[str, Any] = {
     "seconds": 1.0,
     "limit": 180.0,
 }
-CUDA_QUICK: dict[str, Any] = {
+CUDA_QUICK: Arguments = {
     "shapes": [(8, 19, 1024, 1024)],
     "dtypes": ["bfloat16"],
     "seconds": 0.5,
     "limit": 60.0,
 }
-
-
-def defaults(device: str, quick: bool) -> dict[str, Any]:
-    """Of the arguments."""
-    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
-    return full | (less if quick else {})
-
-
-def specs(options: Namespace) -> list[Spec]:
-    """What the arguments ask for."""
-    makers = {"main": _main, "memory": _memory}
-    return [spec for name in TABLES if name in options.tables for spec in makers[name](options)]
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
@@ -93,4 +78,13 @@ def _problems(shapes: list[Shape], dtypes: list[str], options: Namespace) -> Ite
                 )
 
 
-LAYOUTS = Suite("segmentation in both memory layouts", "BxCxHxW", TABLES, defaults, specs, NOTES)
+LAYOUTS = Suite(
+    "segmentation in both memory layouts",
+    "BxCxHxW",
+    tables={
+        "main": Table("ANL-CE of every pixel", _main),
+        "memory": Table("Peak extra memory", _memory),
+    },
+    settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
+    notes=NOTES,
+)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
 
 from benchmarks.problems import Problem
-from benchmarks.suite import Spec, Suite
+from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
 
 Shape = tuple[int, ...]
@@ -24,7 +23,6 @@ MEMORY = (
 QUICK = ("linear_unfused", "products", "linear_unfused_cross_entropy", "linear_careful")
 OURS = "linear_unfused"
 
-TABLES = {"main": "Head and ANL-CE", "memory": "Peak extra memory"}
 NOTES = """\
 Sizes: rows x hidden x classes. The roof is the three matrix products, of which head and loss need \
 no fewer: the logits, and the gradients of hidden state and weight from a given one of the logits. \
@@ -32,21 +30,20 @@ TFLOP/s count these three, whatever else a subject computes. Extra memory holds 
 and is given over the size that the logits have or would have."""
 
 # A step of the largest takes seconds, and as many as the fewest rounds are waited for.
-CPU: dict[str, Any] = {
+CPU: Arguments = {
     "shapes": [(2048, 512, 32000), (1024, 256, 8192)],
     "memory_shapes": [(2048, 512, 32000)],
     "dtypes": ["float32"],
-    "tables": list(TABLES),
     "regime": "warm",
     "seconds": 6.0,
 }
-CPU_QUICK: dict[str, Any] = {
+CPU_QUICK: Arguments = {
     "shapes": [(512, 256, 8192)],
     "tables": ["main"],
     "subjects": list(QUICK),
     "seconds": 0.5,
 }
-CUDA: dict[str, Any] = {
+CUDA: Arguments = {
     "shapes": [(8192, 4096, 128256), (8192, 4096, 32000)],
     "dtypes": ["bfloat16"],
     "tables": ["main"],
@@ -54,23 +51,11 @@ CUDA: dict[str, Any] = {
     "seconds": 3.0,
     "limit": 180.0,
 }
-CUDA_QUICK: dict[str, Any] = {
+CUDA_QUICK: Arguments = {
     "shapes": [(8192, 4096, 32000)],
     "seconds": 1.0,
     "limit": 60.0,
 }
-
-
-def defaults(device: str, quick: bool) -> dict[str, Any]:
-    """Of the arguments."""
-    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
-    return full | (less if quick else {})
-
-
-def specs(options: Namespace) -> list[Spec]:
-    """What the arguments ask for."""
-    makers = {"main": _main, "memory": _memory}
-    return [spec for name in TABLES if name in options.tables for spec in makers[name](options)]
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
@@ -94,4 +79,13 @@ def _problem(shape: Shape, dtype: str, options: Namespace) -> Problem:
     return Problem(rows, classes, dtype, device=options.device, hidden=hidden)
 
 
-LINEAR = Suite("head and loss together", "NxDxK", TABLES, defaults, specs, NOTES)
+LINEAR = Suite(
+    "head and loss together",
+    "NxDxK",
+    tables={
+        "main": Table("Head and ANL-CE", _main),
+        "memory": Table("Peak extra memory", _memory),
+    },
+    settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
+    notes=NOTES,
+)

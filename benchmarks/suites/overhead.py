@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from collections.abc import Iterator
 
 from benchmarks.problems import Problem
-from benchmarks.suite import Spec, Suite
+from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
 
 SUBJECTS = (
@@ -14,17 +14,16 @@ SUBJECTS = (
     "compiled_cross_entropy", "compiled", "careful", "official", "liger", "quack", "flash_attn",
 )  # fmt: skip
 QUICK = ("ours", "ours_function", "cross_entropy", "official")
-TABLES = {"main": "A call, forward and backward", "inference": "A call without a gradient"}
 NOTES = "On a GPU the time is the host's, to queue the step: for tiny inputs the GPU waits for it."
 
-COMMON: dict[str, Any] = {
+COMMON: Arguments = {
     "shapes": [(1, 10), (128, 10), (128, 100), (8, 1000), (1, 32000)],
     "dtypes": ["float32"],
-    "tables": list(TABLES),
     "regime": "default",
     "seconds": 1.0,
 }
-QUICKLY: dict[str, Any] = {
+LIMITED: Arguments = {"limit": 60.0}
+QUICKLY: Arguments = {
     "shapes": [(1, 10), (128, 10)],
     "tables": ["main"],
     "subjects": list(QUICK),
@@ -32,33 +31,30 @@ QUICKLY: dict[str, Any] = {
 }
 
 
-def defaults(device: str, quick: bool) -> dict[str, Any]:
-    """Of the arguments."""
-    return COMMON | (QUICKLY if quick else {}) | ({"limit": 60.0} if device == "cuda" else {})
+def _main(options: Namespace) -> Iterator[Spec]:
+    return _specs("main", "both", options)
 
 
-def specs(options: Namespace) -> list[Spec]:
-    """What the arguments ask for."""
-    phases = {"main": "both", "inference": "inference"}
-    return [
-        Spec(
-            table,
-            problem,
-            chosen(options, SUBJECTS),
-            regime,
-            roof=None,
-            floor=None,
-            host=True,
-        )
-        for table in TABLES
-        if table in options.tables
-        for regime in regimes(options)
-        for rows, classes in options.shapes
-        for dtype in options.dtypes
-        for problem in [Problem(rows, classes, dtype, device=options.device, phase=phases[table])]
-    ]
+def _inference(options: Namespace) -> Iterator[Spec]:
+    return _specs("inference", "inference", options)
+
+
+def _specs(table: str, phase: str, options: Namespace) -> Iterator[Spec]:
+    for regime in regimes(options):
+        for rows, classes in options.shapes:
+            for dtype in options.dtypes:
+                problem = Problem(rows, classes, dtype, device=options.device, phase=phase)
+                subjects = chosen(options, SUBJECTS)
+                yield Spec(table, problem, subjects, regime, roof=None, floor=None, host=True)
 
 
 OVERHEAD = Suite(
-    "tiny inputs: the way to the kernel and back", "NxK", TABLES, defaults, specs, notes=NOTES
+    "tiny inputs: the way to the kernel and back",
+    "NxK",
+    tables={
+        "main": Table("A call, forward and backward", _main),
+        "inference": Table("A call without a gradient", _inference),
+    },
+    settings={"cpu": (COMMON, QUICKLY), "cuda": (COMMON | LIMITED, QUICKLY)},
+    notes=NOTES,
 )

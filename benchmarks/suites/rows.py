@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.problems import PHASES, Problem
 from benchmarks.subjects.library import term_instances
-from benchmarks.suite import Spec, Suite
+from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, library_backends, regimes
 
 Shape = tuple[int, ...]
@@ -25,20 +25,12 @@ BY_PHASE = ("ours", "copy", "cross_entropy", "compiled", "careful", "official")
 MEMORY = ("ours", "ours_inplace", "cross_entropy", "compiled", "careful", "official")
 SIGMA = 3.0
 
-TABLES = {
-    "main": "ANL-CE",
-    "sigma": "ANL-CE, the spread of the logits",
-    "phases": "ANL-CE, part by part",
-    "apl": "APL (NCE + MAE)",
-    "terms": "Every term beside ANL-CE",
-    "memory": "Peak extra memory",
-}
 NOTES = """\
 GB/s count one read and one write of the logits. `inplace=True` writes to lines that it has just \
 read, which a copy cannot. In parts: what of a step the forward pass has done already, backward \
 need not do; ours writes the gradient in the forward pass, and has the least to do without one."""
 
-CPU: dict[str, Any] = {
+CPU: Arguments = {
     "shapes": [
         (4096, 1000),
         (1024, 32000),
@@ -52,11 +44,10 @@ CPU: dict[str, Any] = {
     "memory_shapes": [(32768, 1000), (4096, 8000), (1024, 32000), (256, 128256), (32, 1000000)],
     "dtypes": ["float32", "bfloat16"],
     "sigmas": [1.0, 5.0],
-    "tables": list(TABLES),
     "regime": "both",
     "seconds": 2.0,
 }
-CPU_QUICK: dict[str, Any] = {
+CPU_QUICK: Arguments = {
     "shapes": [(1024, 32000), (65536, 10)],
     "memory_shapes": [(1024, 32000)],
     "dtypes": ["float32"],
@@ -67,7 +58,7 @@ CPU_QUICK: dict[str, Any] = {
 }
 # A GPU may be lent by the minute: the shapes with a bar come first, and the limit leaves out what
 # would come too late. Compilers take most of the time, for a peer once for each shape and dtype.
-CUDA: dict[str, Any] = {
+CUDA: Arguments = {
     "shapes": [
         (8192, 131072),
         (8192, 32768),
@@ -86,32 +77,13 @@ CUDA: dict[str, Any] = {
     "seconds": 1.0,
     "limit": 240.0,
 }
-CUDA_QUICK: dict[str, Any] = {
+CUDA_QUICK: Arguments = {
     "shapes": [(8192, 32768), (65536, 10)],
     "dtypes": ["bfloat16"],
     "tables": ["main"],
     "seconds": 0.5,
     "limit": 60.0,
 }
-
-
-def defaults(device: str, quick: bool) -> dict[str, Any]:
-    """Of the arguments."""
-    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
-    return full | (less if quick else {})
-
-
-def specs(options: Namespace) -> list[Spec]:
-    """What the arguments ask for."""
-    makers = {
-        "main": _main,
-        "sigma": _sigma,
-        "phases": _phases,
-        "apl": _apl,
-        "terms": _terms,
-        "memory": _memory,
-    }
-    return [spec for name in TABLES if name in options.tables for spec in makers[name](options)]
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
@@ -170,4 +142,17 @@ def _problem(shape: Shape, dtype: str, options: Namespace, **others: Any) -> Pro
     return Problem(rows, classes, dtype, **{"sigma": SIGMA, "device": options.device} | others)
 
 
-ROWS = Suite("loss and gradient of given logits", "NxK", TABLES, defaults, specs, notes=NOTES)
+ROWS = Suite(
+    "loss and gradient of given logits",
+    "NxK",
+    tables={
+        "main": Table("ANL-CE", _main),
+        "sigma": Table("ANL-CE, the spread of the logits", _sigma),
+        "phases": Table("ANL-CE, part by part", _phases),
+        "apl": Table("APL (NCE + MAE)", _apl),
+        "terms": Table("Every term beside ANL-CE", _terms),
+        "memory": Table("Peak extra memory", _memory),
+    },
+    settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
+    notes=NOTES,
+)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
 
 from benchmarks.problems import Problem
-from benchmarks.suite import Spec, Suite
+from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
 
 SUBJECTS = (
@@ -15,68 +14,55 @@ SUBJECTS = (
     "liger", "quack",
 )  # fmt: skip
 QUICK = ("ours", "copy", "cross_entropy")
-TABLES = {
-    "classes": "From ten classes to ten million, as many logits",
-    "rows": "From one row to very many, as many classes",
-}
 NOTES = """\
 The number of classes changes at a constant number of logits, the number of rows at a constant \
 number of classes. Few logits stay in a cache, of the copy as well."""
 GROWTH = 8
 """From one number of rows to the next."""
 
-CPU: dict[str, Any] = {
+CPU: Arguments = {
     "shapes": [(2**25 // k, k) for k in (10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000)],
     "typical_shape": (32768, 1000),
     "dtypes": ["float32"],
-    "tables": list(TABLES),
     "regime": "warm",
     "seconds": 2.0,
 }
-CPU_QUICK: dict[str, Any] = {
+CPU_QUICK: Arguments = {
     "shapes": [(2**22 // k, k) for k in (10, 1000, 100_000)],
     "typical_shape": (512, 1000),
     "subjects": list(QUICK),
     "seconds": 0.2,
 }
-CUDA: dict[str, Any] = {
+CUDA: Arguments = {
     "shapes": [(2**30 // k, k) for k in (10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000)],
     "typical_shape": (65536, 32768),
     "dtypes": ["bfloat16"],
-    "tables": list(TABLES),
     "regime": "default",
     "seconds": 0.5,
     "limit": 120.0,
 }
-CUDA_QUICK: dict[str, Any] = {
+CUDA_QUICK: Arguments = {
     "shapes": [(2**27 // k, k) for k in (10, 1000, 100_000)],
     "typical_shape": (4096, 32768),
     "limit": 60.0,
 }
 
 
-def defaults(device: str, quick: bool) -> dict[str, Any]:
-    """Of the arguments."""
-    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
-    return full | (less if quick else {})
+def _classes(options: Namespace) -> Iterator[Spec]:
+    return _specs("classes", options.shapes, options)
 
 
-def specs(options: Namespace) -> list[Spec]:
-    """What the arguments ask for."""
+def _rows(options: Namespace) -> Iterator[Spec]:
     most, classes = options.typical_shape
-    shapes = {
-        "classes": options.shapes,
-        "rows": [(rows, classes) for rows in _up_to(most)],
-    }
-    return [
-        Spec(table, problem, chosen(options, SUBJECTS), regime)
-        for table in TABLES
-        if table in options.tables
-        for regime in regimes(options)
-        for rows, classes in shapes[table]
-        for dtype in options.dtypes
-        for problem in [Problem(rows, classes, dtype, device=options.device)]
-    ]
+    return _specs("rows", [(rows, classes) for rows in _up_to(most)], options)
+
+
+def _specs(table: str, shapes: list[tuple[int, ...]], options: Namespace) -> Iterator[Spec]:
+    for regime in regimes(options):
+        for rows, classes in shapes:
+            for dtype in options.dtypes:
+                problem = Problem(rows, classes, dtype, device=options.device)
+                yield Spec(table, problem, chosen(options, SUBJECTS), regime)
 
 
 def _up_to(most: int) -> Iterator[int]:
@@ -88,5 +74,12 @@ def _up_to(most: int) -> Iterator[int]:
 
 
 SCALING = Suite(
-    "time per byte over classes and over rows", "NxK", TABLES, defaults, specs, notes=NOTES
+    "time per byte over classes and over rows",
+    "NxK",
+    tables={
+        "classes": Table("From ten classes to ten million, as many logits", _classes),
+        "rows": Table("From one row to very many, as many classes", _rows),
+    },
+    settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
+    notes=NOTES,
 )

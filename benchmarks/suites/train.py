@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
 
 from benchmarks.problems import Problem
-from benchmarks.suite import Spec, Suite
+from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
 
 MAIN = (
@@ -18,7 +17,6 @@ QUICK = ("train_ours", "train_ours_inplace", "train_no_loss", "train_cross_entro
 OURS, ROOF = "train_ours", "train_no_loss"
 LAYERS = {"cpu": 2, "cuda": 4}
 SIGMA = 3.0
-TABLES = {"main": "A training step", "memory": "Peak extra memory of a training step"}
 NOTES = """\
 Sizes: tokens x width x vocabulary. A step: forward, loss, backward, fused AdamW, release of the \
 gradients; 2 layers on a CPU, 4 on a GPU; 8 sequences of random tokens, on which the time does not \
@@ -27,22 +25,21 @@ a loss; the rest of 100% is what the loss costs. sigma holds before the first st
 beside the parameters and the optimiser's state: activations, logits, gradients. A * says \
 little here: the GPU is at the first layers while the host queues the last."""
 
-CPU: dict[str, Any] = {
+CPU: Arguments = {
     "shapes": [(1024, 256, 32000)],
     "memory_shapes": [(1024, 256, 32000)],
     "dtypes": ["float32"],
-    "tables": list(TABLES),
     "regime": "default",
     "seconds": 45.0,
 }
-CPU_QUICK: dict[str, Any] = {
+CPU_QUICK: Arguments = {
     "shapes": [(256, 128, 8000)],
     "memory_shapes": [(256, 128, 8000)],
     "tables": ["main"],
     "subjects": list(QUICK),
     "seconds": 3.0,
 }
-CUDA: dict[str, Any] = {
+CUDA: Arguments = {
     "shapes": [(8192, 1024, 128256)],
     "dtypes": ["bfloat16"],
     "tables": ["main"],
@@ -50,24 +47,12 @@ CUDA: dict[str, Any] = {
     "seconds": 20.0,
     "limit": 120.0,
 }
-CUDA_QUICK: dict[str, Any] = {
+CUDA_QUICK: Arguments = {
     "shapes": [(2048, 1024, 32768)],
     "subjects": list(QUICK),
     "seconds": 3.0,
     "limit": 60.0,
 }
-
-
-def defaults(device: str, quick: bool) -> dict[str, Any]:
-    """Of the arguments."""
-    full, less = (CUDA, CUDA_QUICK) if device == "cuda" else (CPU, CPU_QUICK)
-    return full | (less if quick else {})
-
-
-def specs(options: Namespace) -> list[Spec]:
-    """What the arguments ask for."""
-    makers = {"main": _main, "memory": _memory}
-    return [spec for name in TABLES if name in options.tables for spec in makers[name](options)]
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
@@ -98,4 +83,13 @@ def _problem(shape: tuple[int, ...], dtype: str, options: Namespace) -> Problem:
     )
 
 
-TRAIN = Suite("training steps of a transformer", "NxDxK", TABLES, defaults, specs, notes=NOTES)
+TRAIN = Suite(
+    "training steps of a transformer",
+    "NxDxK",
+    tables={
+        "main": Table("A training step", _main),
+        "memory": Table("Peak extra memory of a training step", _memory),
+    },
+    settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
+    notes=NOTES,
+)
