@@ -86,12 +86,14 @@ def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -
         How many labels are not ``ignore_index``, where the check has counted them.
     """
     on_request = target.device.type == "cpu" or _check_labels_everywhere
-    if not on_request or not target.numel() or _watched(target):
+    if not on_request or not target.numel():
         return None
     if on_plain_cpu(target):
         counted, first = torch.ops.anl_kernels_cpu.scan_labels(target, num_classes, ignore_index)
         if first < 0:
             return counted
+    elif _watched(target):
+        return None
     outside = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
     if not outside.any():
         return None

@@ -69,7 +69,7 @@ def row_scale_of(
     if weight is None and sample_weight is None and num_counted is not None:
         mean = reduction == "mean"
         factor = 1 / max(1, num_counted) if mean else 1.0
-        return torch.tensor(factor, dtype=acc, device=logits.device)
+        return torch.scalar_tensor(factor, dtype=acc, device=logits.device)
     ignored = target == ignore_index
     scale = None
     if weight is not None:
