@@ -167,16 +167,31 @@ void sums_across_tile(const void* functor, const TilePiece<A>& tile, A* values, 
   }
 }
 
-// grad += G slope(l, p) for the rows of a tile.
+// What the gradient of a tile is made of beside slopes, (P,) each; rows without `counted` (all bits
+// set) have none.
+template <class A> struct TileAffine {
+  const A *base, *q, *scale;
+  const Int<A>* counted;
+};
+
+// grad = (base - q e + sum of G slope(l, p)) * scale, and 0 at absent classes and targets: one call
+// for each dense term, of which the first begins the sum and the last ends it.
 template <class A, class F>
-void slopes_across_tile(const void* functor, const TilePiece<A>& tile, const A* G, A* grad) {
+void gradient_across_tile(const void* functor, const TilePiece<A>& tile,
+                          const TileAffine<A>& affine, const A* G, bool begin, bool end, A* grad) {
   const F f = *static_cast<const F*>(functor);
   for (int j = 0; j < tile.P; j += lanes<A>) {
     const V<A> m = load(tile.m + j), log_s = load(tile.log_s + j), to_p = load(tile.to_p + j);
-    const V<A> G_j = load(G + j);
+    const V<A> base = load(affine.base + j), q = load(affine.q + j) * to_p;
+    const V<A> G_j = F::sum == Sum::Dense ? load(G + j) : V<A>{}, scale = load(affine.scale + j);
+    const I<A> counted = load_ints<A>(affine.counted + j);
     for (int64_t i = j, k = 0; k < tile.K; ++k, i += tile.P) {
-      const V<A> l = (load(tile.z + i) - m) - log_s;
-      store(grad + i, load(grad + i) + G_j * f.slope(l, load(tile.e + i) * to_p));
+      const V<A> z = load(tile.z + i), e = load(tile.e + i);
+      V<A> sum = begin ? base - q * e : load(grad + i);
+      if (F::sum == Sum::Dense)
+        sum = sum + G_j * f.slope((z - m) - log_s, e * to_p);
+      const I<A> there = (z != A(-INFINITY)) & counted;
+      store(grad + i, !end ? sum : there ? sum * scale : fill(A(0)));
     }
   }
 }
@@ -193,7 +208,7 @@ template <class T> struct FunctorTable {
   decltype(&gradient_along<T, DenseFunctor<A>>) gradient;
   decltype(&add_slopes_along<T, DenseFunctor<A>>) add_slopes;
   decltype(&sums_across_tile<A, DenseFunctor<A>>) tile_sums;
-  decltype(&slopes_across_tile<A, DenseFunctor<A>>) tile_slopes;
+  decltype(&gradient_across_tile<A, DenseFunctor<A>>) tile_gradient;
 };
 
 constexpr int functor_bytes = 256;
@@ -220,7 +235,7 @@ template <class T, class F> constexpr FunctorTable<T> table_of() {
     table.gradient = gradient_along<T, F>;
     table.add_slopes = add_slopes_along<T, F>;
     table.tile_sums = sums_across_tile<A, F>;
-    table.tile_slopes = slopes_across_tile<A, F>;
+    table.tile_gradient = gradient_across_tile<A, F>;
   }
   return table;
 }

@@ -19,7 +19,17 @@ constexpr int64_t split_from = 1 << 15;
 
 bool in_tiles(const Shape& shape, const Rows& logits) {
   const int64_t pos = shape.M == 1 ? logits.batch : logits.pos;
-  return shape.K <= short_row || (logits.cls != 1 && pos == 1);
+  return shape.K <= short_row || (logits.cls != 1 && pos == 1 && shape.K <= INT32_MAX);
+}
+
+// Long rows are written past the cache only where they are long enough that the incomplete lines
+// at their ends do not matter. Tiles have few of those.
+constexpr int64_t stream_row_bytes = int64_t(1) << 14;
+
+template <class Args> Args for_long_rows(Args args) {
+  const int64_t element = args.type == Type::Float64 ? 8 : args.type == Type::Float32 ? 4 : 2;
+  args.past_cache = args.past_cache && args.shape.K * element >= stream_row_bytes;
+  return args;
 }
 
 // The job for the storage type of a call.
@@ -41,17 +51,18 @@ Job* row_loss(const RowLossArgs& args, int threads) {
   if (in_tiles(args.shape, args.logits))
     return typed<TileLossJob>(args);
   if (args.shape.rows() < threads && args.shape.K >= split_from)
-    return typed<SplitRowLossJob>(args);
-  return typed<RowLossJob>(args);
+    return typed<SplitRowLossJob>(for_long_rows(args));
+  return typed<RowLossJob>(for_long_rows(args));
 }
 
 Job* row_grad(const RowGradArgs& args) {
-  return in_tiles(args.shape, args.logits) ? typed<TileGradJob>(args) : typed<RowGradJob>(args);
+  return in_tiles(args.shape, args.logits) ? typed<TileGradJob>(args)
+                                           : typed<RowGradJob>(for_long_rows(args));
 }
 
 Job* softmax_backward(const SoftmaxBackwardArgs& args) {
   return in_tiles(args.shape, args.probs) ? typed<SoftmaxBackwardTiles>(args)
-                                          : typed<SoftmaxBackwardRows>(args);
+                                          : typed<SoftmaxBackwardRows>(for_long_rows(args));
 }
 
 template <class A> V<A> call(Elementary function, V<A> x) {

@@ -12,10 +12,7 @@ public:
   using A = typename AccumulatorOf<T>::A;
   explicit TileLossJob(const RowLossArgs& args)
       : args_(args), terms_(args.terms, args.num_terms, static_cast<const A*>(args.term_weights)),
-        read_(args_), tiles_(args.shape), P_(tiles_.tile.P) {
-    for (const Term<T>& term : terms_)
-      dense_ |= term.table->sum == Sum::Dense;
-  }
+        tiles_(args.shape), P_(tiles_.tile.P) {}
 
   int64_t units(int) const override { return tiles_.count(); }
   int64_t elements_of_unit(int) const override { return P_ * args_.shape.K; }
@@ -24,6 +21,7 @@ public:
     TileMemory<A> memory(tiles_.tile, terms_.count());
     for (int64_t unit = begin; unit < end; ++unit)
       run_tile(tiles_.place(unit), memory.rows, memory.arrays);
+    finish_streaming();
   }
 
 private:
@@ -39,37 +37,37 @@ private:
       measure(rows, arrays, k);
     });
     normalise_rows(rows);
-    if (dense_)
+    if (terms_.num_dense())
       for_classes([&](int64_t k) { add_sums(rows, look_again(place, rows, arrays, k)); });
     run_heads_of_rows(rows, place);
     put_results(rows, place);
     for (int j = 0; j < P_; ++j)
       rows.gy[j] *= rows.scale[j];
     if (args_.grad.data || args_.probs.data)
-      for_classes([&](int64_t k) {
-        write(rows, place, arrays.out, k, look_again(place, rows, arrays, k));
-      });
+      for_classes(
+          [&](int64_t k) { write(rows, place, arrays, k, look_again(place, rows, arrays, k)); });
   }
 
   void open(const TilePlace& place, TileRows<A>& rows) const {
-    for (int j = 0; j < P_; ++j) {
-      const bool there = j < place.count;
-      const int64_t n = tiles_.row(place, j);
-      rows.labels[j] = there ? read_.label(n) : Label{false, -1};
-      rows.z_y[j] = there ? read_.target_logit(rows.labels[j], n) : A(-INFINITY);
-      rows.scale[j] = rows.labels[j].counted && args_.grad.data ? read_.scale(n) : A(0);
-      rows.m[j] = lowest<A>;
-      rows.mass[j] = rows.total[j] = rows.count[j] = 0;
-      rows.best_z[j] = -INFINITY;
-      rows.best[j] = args_.shape.K - 1;
+    open_rows(args_, tiles_.first_row(place), place.count, P_, rows);
+    for (int j = 0; j < P_; j += lanes<A>) {
+      const V<A> none = {};
+      for (A* sums : {rows.mass, rows.total, rows.count})
+        store(sums + j, none);
+      store(rows.m + j, fill(lowest<A>));
+      store(rows.best_z + j, fill(A(-INFINITY)));
+      store_ints<A>(rows.best + j, I<A>{} + Int<A>(args_.shape.K - 1));
     }
     for (int64_t i = 0; i < int64_t(P_) * terms_.count(); ++i)
       rows.values[i] = rows.slopes[i] = 0;
   }
 
   void bring(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays, int64_t k) const {
-    tiles_.in(args_.logits, place, k, arrays.z);
-    take_targets_out(rows.labels, place, k, tiles_.classes_from(k), P_, arrays.z);
+    tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
+    for_targets(rows, place.count, k, tiles_.classes_from(k), P_, [&](int j, int64_t at) {
+      rows.z_y[j] = arrays.z[at];
+      arrays.z[at] = -INFINITY;
+    });
   }
 
   // Merges the statistics of some classes, and leaves their e relative to the maximum so far.
@@ -106,12 +104,18 @@ private:
   }
 
   void find_best(TileRows<A>& rows, const A* z, int64_t first, int K) const {
-    for (int k = 0; k < K; ++k)
-      for (int j = 0; j < P_; ++j, ++z)
-        if (*z > rows.best_z[j]) {
-          rows.best_z[j] = *z;
-          rows.best[j] = first + k;
-        }
+    for (int j = 0; j < P_; j += lanes<A>) {
+      V<A> best_z = load(rows.best_z + j);
+      I<A> best = load_ints<A>(rows.best + j);
+      for (int64_t i = j, k = first; k < first + K; ++k, i += P_) {
+        const V<A> z_k = load(z + i);
+        const I<A> better = z_k > best_z;
+        best_z = better ? z_k : best_z;
+        best = better ? I<A>{} + Int<A>(k) : best;
+      }
+      store(rows.best_z + j, best_z);
+      store_ints<A>(rows.best + j, best);
+    }
   }
 
   void normalise_rows(TileRows<A>& rows) const {
@@ -187,56 +191,68 @@ private:
   void put_term_losses(const TileRows<A>& rows, const TilePlace& place, int j, int t,
                        V<A> loss) const {
     for (int i = 0; args_.term_losses && i < lanes<A> && j + i < place.count; ++i)
-      put(args_.term_losses, tiles_.row(place, j + i) * terms_.count() + t,
-          rows.labels[j + i].counted ? loss[i] : A(0));
+      put(args_.term_losses, (tiles_.first_row(place) + j + i) * terms_.count() + t,
+          rows.counted[j + i] ? loss[i] : A(0));
+  }
+
+  // f(row) for every row of the tile, if it is wanted.
+  template <class X, class F> void put_rows(void* to, const TilePlace& place, F f) const {
+    if (!to)
+      return;
+    X* const out = static_cast<X*>(to) + tiles_.first_row(place);
+    for (int j = 0; j < place.count; ++j)
+      out[j] = f(j);
   }
 
   void put_results(const TileRows<A>& rows, const TilePlace& place) const {
+    put_rows<A>(args_.row_losses, place,
+                [&](int j) { return rows.counted[j] ? rows.loss[j] : A(0); });
+    put_rows<A>(args_.lse, place, [&](int j) { return rows.m[j] + rows.log_s[j]; });
+    put_rows<A>(args_.p_y, place, [&](int j) { return rows.counted[j] ? rows.p_y[j] : A(0); });
+    put_rows<int64_t>(args_.argmax, place, [&](int j) {
+      const A z_y = rows.z_y[j], z = rows.best_z[j];
+      const Int<A> y = rows.y[j], k = rows.best[j];
+      return z_y > z || (z_y == z && y < k) ? y : k;
+    });
+    if (args_.stats)
+      put_stats(rows, place);
+  }
+
+  void put_stats(const TileRows<A>& rows, const TilePlace& place) const {
     const int width = num_stats + terms_.count();
+    A* stats = static_cast<A*>(args_.stats) + tiles_.first_row(place) * width;
     for (int j = 0; j < place.count; ++j) {
-      const int64_t n = tiles_.row(place, j);
-      const bool counted = rows.labels[j].counted;
-      put(args_.row_losses, n, counted ? rows.loss[j] : A(0));
-      put(args_.lse, n, rows.m[j] + rows.log_s[j]);
-      put(args_.p_y, n, counted ? rows.p_y[j] : A(0));
-      if (args_.stats) {
-        const A stats[num_stats] = {rows.m[j], rows.log_s[j], rows.gy[j], rows.q[j]};
-        for (int i = 0; i < num_stats; ++i)
-          put(args_.stats, n * width + i, stats[i]);
-        for (int t = 0; t < terms_.count(); ++t)
-          put(args_.stats, n * width + num_stats + t, rows.G[t * P_ + j]);
-      }
-      if (args_.argmax) {
-        const A z_y = rows.z_y[j], z = rows.best_z[j];
-        const int64_t y = rows.labels[j].y, k = rows.best[j];
-        args_.argmax[n] = z_y > z || (z_y == z && y < k) ? y : k;
-      }
+      for (const A* stat : {rows.m, rows.log_s, rows.gy, rows.q})
+        *stats++ = stat[j];
+      for (int t = 0; t < terms_.count(); ++t)
+        *stats++ = rows.G[t * P_ + j];
     }
   }
 
-  void write(TileRows<A>& rows, const TilePlace& place, A* out, int64_t first,
+  void write(TileRows<A>& rows, const TilePlace& place, TileArrays<A>& arrays, int64_t first,
              const TilePiece<A>& piece) const {
+    A* const out = arrays.out;
     if (args_.probs.data) {
       for (int64_t i = 0; i < int64_t(P_) * piece.K; i += lanes<A>) {
         const V<A> to_p = load(rows.to_p + i % P_);
         store(out + i, load(piece.e + i) * to_p);
       }
-      mend_tile(rows.labels, place, first, piece.K, P_, rows.p_y, false, out);
-      tiles_.out(out, args_.probs, place, first);
+      for_targets(rows, place.count, first, piece.K, P_,
+                  [&](int j, int64_t at) { out[at] = rows.p_y[j]; });
+      tiles_.out(out, args_.probs, place, first, arrays.spare, args_.past_cache);
     }
     if (args_.grad.data) {
       tile_gradient(terms_, piece, rows, out);
-      mend_tile(rows.labels, place, first, piece.K, P_, rows.gy, true, out);
-      tiles_.out(out, args_.grad, place, first);
+      for_targets(rows, place.count, first, piece.K, P_,
+                  [&](int j, int64_t at) { out[at] = rows.gy[j]; });
+      tiles_.out(out, args_.grad, place, first, arrays.spare, args_.past_cache);
     }
   }
 
   const RowLossArgs args_;
   const Terms<T> terms_;
-  const Reader<T> read_;
   const Tiles<T> tiles_;
   const int P_;
-  bool dense_ = false;
 };
 
 // The gradient from a forward pass's statistics.
@@ -244,7 +260,7 @@ template <class T> class TileGradJob : public Job {
 public:
   using A = typename AccumulatorOf<T>::A;
   explicit TileGradJob(const RowGradArgs& args)
-      : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_), tiles_(args.shape),
+      : args_(args), terms_(args.terms, args.num_terms, nullptr), tiles_(args.shape),
         P_(tiles_.tile.P) {}
 
   int64_t units(int) const override { return tiles_.count(); }
@@ -258,17 +274,17 @@ public:
       for (int64_t k = 0; k < args_.shape.K; k += tiles_.tile.K)
         write(place, memory.rows, memory.arrays, k);
     }
+    finish_streaming();
   }
 
 private:
   void open(const TilePlace& place, TileRows<A>& rows) const {
     const int count = terms_.count(), width = num_stats + count;
+    const int64_t first = tiles_.first_row(place);
+    open_rows(args_, first, place.count, P_, rows);
     for (int j = 0; j < P_; ++j) {
-      const bool there = j < place.count;
-      const int64_t n = tiles_.row(place, there ? j : 0);
-      const A* stats = static_cast<const A*>(args_.stats) + n * width;
-      rows.labels[j] = there ? read_.label(n) : Label{false, -1};
-      rows.scale[j] = rows.labels[j].counted ? read_.scale(n) : A(0);
+      const A* stats =
+          static_cast<const A*>(args_.stats) + (first + (j < place.count ? j : 0)) * width;
       rows.m[j] = stats[0];
       rows.log_s[j] = stats[1];
       rows.gy[j] = stats[2] * rows.scale[j];
@@ -284,18 +300,18 @@ private:
 
   void write(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays, int64_t k) const {
     const int K = tiles_.classes_from(k);
-    tiles_.in(args_.logits, place, k, arrays.z);
-    take_targets_out(rows.labels, place, k, K, P_, arrays.z);
+    tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
+    for_targets(rows, place.count, k, K, P_, [&](int, int64_t at) { arrays.z[at] = -INFINITY; });
     const TilePiece<A> piece = {arrays.z, arrays.e, K, P_, rows.m, rows.log_s, rows.to_p};
     tile_probabilities(piece, arrays.e);
     tile_gradient(terms_, piece, rows, arrays.out);
-    mend_tile(rows.labels, place, k, K, P_, rows.gy, true, arrays.out);
-    tiles_.out(arrays.out, args_.grad, place, k);
+    for_targets(rows, place.count, k, K, P_,
+                [&](int j, int64_t at) { arrays.out[at] = rows.gy[j]; });
+    tiles_.out(arrays.out, args_.grad, place, k, arrays.spare, args_.past_cache);
   }
 
   const RowGradArgs args_;
   const Terms<T> terms_;
-  const Reader<T> read_;
   const Tiles<T> tiles_;
   const int P_;
 };

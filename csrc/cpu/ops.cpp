@@ -10,6 +10,7 @@
 #include <ATen/Parallel.h>
 
 #include <memory>
+#include <numeric>
 #include <tuple>
 
 namespace anl::cpu {
@@ -19,15 +20,10 @@ const Kernels* kernels = nullptr;
 
 // Elements that are worth waking a thread for.
 constexpr int64_t grain_elements = 1 << 14;
-// Outputs from here on pass the cache by, which saves fetching what is overwritten: where they are
-// large, and rows are long enough that the incomplete lines at their ends do not matter.
-constexpr int64_t stream_bytes = int64_t(1) << 23, stream_row_bytes = int64_t(1) << 14;
+// Outputs from here on may pass the cache by, which saves fetching what is overwritten.
+constexpr int64_t stream_bytes = int64_t(1) << 23;
 
-bool streams(const Tensor& logits) {
-  const int64_t classes = logits.size(logits.dim() == 1 ? 0 : 1);
-  return int64_t(logits.nbytes()) >= stream_bytes &&
-         classes * int64_t(logits.element_size()) >= stream_row_bytes;
-}
+bool streams(const Tensor& logits) { return int64_t(logits.nbytes()) >= stream_bytes; }
 
 void run(Job* made) {
   const std::unique_ptr<Job> job(made);
@@ -44,7 +40,8 @@ bool past_cache(const RowArgs& args, const Tensor& logits) {
   return streams(logits) && args.grad.data != args.logits.data;
 }
 
-// The losses of rows times their scale, or the sum of that, in double precision and in order.
+// The losses of rows times their scale, or the sum of that, in double precision: the same several
+// sums always, since one would wait for every addition.
 template <class A>
 Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRef shape,
                    bool reduce) {
@@ -52,16 +49,16 @@ Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRe
   const int64_t N = row_losses.numel(), stride = scale.numel() == 1 ? 0 : 1;
   Tensor result = at::empty(reduce ? at::IntArrayRef() : shape, row_losses.options());
   A* out = result.mutable_data_ptr<A>();
-  double sum = 0;
+  double sums[8] = {};
   for (int64_t n = 0; n < N; ++n) {
     const A scaled = losses[n] * scales[n * stride];
     if (reduce)
-      sum += scaled;
+      sums[n % 8] += scaled;
     else
       out[n] = scaled;
   }
   if (reduce)
-    *out = A(sum);
+    *out = A(std::accumulate(sums, sums + 8, 0.0));
   return result;
 }
 

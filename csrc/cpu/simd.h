@@ -33,15 +33,18 @@ struct Half {
 
 template <class A> struct VectorOf;
 template <> struct VectorOf<float> {
+  typedef int32_t Int;
   typedef float V __attribute__((vector_size(ANL_VECTOR_BYTES)));
   typedef int32_t I __attribute__((vector_size(ANL_VECTOR_BYTES)));
 };
 template <> struct VectorOf<double> {
+  typedef int64_t Int;
   typedef double V __attribute__((vector_size(ANL_VECTOR_BYTES)));
   typedef int64_t I __attribute__((vector_size(ANL_VECTOR_BYTES)));
 };
 template <class A> using V = typename VectorOf<A>::V;
 template <class A> using I = typename VectorOf<A>::I;
+template <class A> using Int = typename VectorOf<A>::Int;
 template <class A> constexpr int lanes = ANL_VECTOR_BYTES / sizeof(A);
 
 // The type of all arithmetic on a storage type.
@@ -60,6 +63,12 @@ template <class A> ANL_INLINE V<A> load(const A* p) {
   return v;
 }
 template <class A> ANL_INLINE void store(A* p, V<A> v) { memcpy(p, &v, sizeof v); }
+template <class A> ANL_INLINE I<A> load_ints(const Int<A>* p) {
+  I<A> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class A> ANL_INLINE void store_ints(Int<A>* p, I<A> v) { memcpy(p, &v, sizeof v); }
 
 // a where it is greater (less) than b, else b, also where either is NaN: one instruction on x86.
 template <class A> ANL_INLINE V<A> max(V<A> a, V<A> b);

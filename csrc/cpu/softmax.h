@@ -81,12 +81,13 @@ public:
     TileMemory<A> memory(tiles_.tile, 0);
     for (int64_t unit = begin; unit < end; ++unit)
       run_tile(tiles_.place(unit), memory.rows.mass, memory.arrays);
+    finish_streaming();
   }
 
 private:
   void bring(const TilePlace& place, TileArrays<A>& arrays, int64_t k) const {
-    tiles_.in(args_.probs, place, k, arrays.z);
-    tiles_.in(args_.upstream, place, k, arrays.e);
+    tiles_.in(args_.probs, place, k, arrays.spare, arrays.z);
+    tiles_.in(args_.upstream, place, k, arrays.spare, arrays.e);
   }
   void run_tile(const TilePlace& place, A* dot, TileArrays<A>& arrays) const {
     const int P = tiles_.tile.P;
@@ -104,7 +105,7 @@ private:
       for (int64_t i = 0, k = 0; k < tiles_.classes_from(first); ++k)
         for (int j = 0; j < P; ++j, ++i)
           arrays.out[i] = arrays.z[i] * (arrays.e[i] - dot[j]);
-      tiles_.out(arrays.out, args_.grad, place, first);
+      tiles_.out(arrays.out, args_.grad, place, first, arrays.spare, args_.past_cache);
     }
   }
 

@@ -26,16 +26,18 @@ public:
       if (term.weight != term.weight)
         term.weight = NAN; // without a payload: see narrow_vector
       term.table->make(specs[t].scalars, term.functor);
+      num_dense_ += term.table->sum == Sum::Dense;
     }
   }
 
   int count() const { return count_; }
+  int num_dense() const { return num_dense_; }
   const Term<T>& operator[](int t) const { return terms_[t]; }
   const Term<T>* begin() const { return terms_.get(); }
   const Term<T>* end() const { return terms_.get() + count_; }
 
 private:
-  int count_;
+  int count_, num_dense_ = 0;
   std::unique_ptr<Term<T>[]> terms_;
 };
 
