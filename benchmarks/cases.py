@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
+import anl_kernels as ak
 from anl_kernels.backends.selection import choose_backend
-from benchmarks.bystanders import watch
 from benchmarks.devices import DEVICES
 from benchmarks.gate import gate
 from benchmarks.inputs import Inputs, make_inputs
@@ -24,9 +23,6 @@ from benchmarks.timing import Budget, Prepare, interleave, measurements, one_lin
 
 BASELINES = ("ours", "ours_inplace", "cross_entropy")
 """Subjects that the times of the others are divided by, beside the suite's own and the roof."""
-WARM_UP_ROWS = 64
-WARM_UP_SIZE = 4
-"""Of a batch, and of each spatial dimension."""
 
 
 def check(specs: list[dict[str, Any]]) -> Iterator[Check]:
@@ -48,22 +44,16 @@ def memory(specs: list[dict[str, Any]]) -> Iterator[Case]:
     (name,) = spec.subjects
     subject, problem = subject_of(spec, name), spec.problem
     try:
-        # What the first call of anything maps, threads and code, is not the logits' business.
-        subject.build(make_inputs(smaller(problem), copies=1))(0)()
-        growth = peak_growth(subject.build(make_inputs(problem, copies=1))(0))
-        ratios = {"logits": growth / problem.logits_bytes}
+        prepare = subject.build(make_inputs(problem, copies=1))
+        # What a first call maps, threads and code and a compiler, is not the logits' business, and
+        # the memory that the library keeps for its next gradient would be found to be there.
+        prepare(0)()
+        ak.empty_cpu_cache()
+        ratios = {"logits": peak_growth(prepare(0)) / problem.logits_bytes}
         measured = Measurement(name, subject.label, ratios=ratios)
     except Exception as error:
         measured = Measurement(name, subject.label, error=one_line(error))
     yield case_of(spec, [measured])
-
-
-def smaller(problem: Problem) -> Problem:
-    """The problem with fewer rows, in the same memory layout."""
-    if not problem.grid:
-        return replace(problem, rows=min(problem.rows, WARM_UP_ROWS))
-    grid = tuple(min(size, WARM_UP_SIZE) for size in problem.grid)
-    return replace(problem, rows=math.prod(grid), grid=grid)
 
 
 def spec_from(record: dict[str, Any]) -> Spec:
@@ -96,15 +86,13 @@ def timed(spec: Spec, budget: Budget) -> Case:
         reason = f"the inputs do not fit: {one_line(error)}"
         return case_of(spec, [Measurement(name, labels[name], error=reason) for name in labels])
     prepares = {name: _late(subject, inputs) for name, subject in subjects.items()}
-    taken_by_others = watch()
     device = DEVICES[spec.problem.device]
     clock = device.host_clock() if spec.host else device.clock()
-    samples = interleave(prepares, len(inputs.leaves), budget, clock)
-    share = taken_by_others and taken_by_others()
+    samples, taken_by_others = interleave(prepares, len(inputs.leaves), budget, clock)
     baselines = tuple(dict.fromkeys((*BASELINES, spec.ours, *([spec.roof] if spec.roof else []))))
     measured = measurements(samples, labels, baselines)
     measured = [_with_memory(m, prepares[m.subject], spec.problem) for m in measured]
-    return replace(case_of(spec, measured), taken_by_others=share, auto=_auto(inputs))
+    return replace(case_of(spec, measured), taken_by_others=taken_by_others, auto=_auto(inputs))
 
 
 def subject_of(spec: Spec, name: str) -> Subject:

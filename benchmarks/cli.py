@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ from rich.markdown import Markdown
 from benchmarks import bars, compare, report, tables
 from benchmarks.bounds import BARS
 from benchmarks.devices import DEVICES
-from benchmarks.environment import device_name
-from benchmarks.jobs import REGIMES, Limit
-from benchmarks.results import Results
-from benchmarks.run import WrongResults, console, run
-from benchmarks.subjects import SUBJECTS
+from benchmarks.environment import describe, device_name
+from benchmarks.files import write
+from benchmarks.jobs import REGIMES, Limit, OutOfTime
+from benchmarks.run import INTERRUPTED, WrongResults, console, run
+from benchmarks.subjects import SUBJECTS, is_library
 from benchmarks.suite import Suite
 from benchmarks.suites import SUITES
 
@@ -32,15 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.do(args)
     except (ImportError, OSError, ValueError) as error:
-        console.print(f"python -m benchmarks: {error}", markup=False, highlight=False)
+        _tell(f"python -m benchmarks: {error}")
         return 2
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments of the command line; ``--device`` and ``--quick`` change defaults."""
     early = argparse.ArgumentParser(prog="python -m benchmarks", add_help=False)
     _add_settings(early)
-    settings = early.parse_known_args(argv)[0]
+    settings, rest = early.parse_known_args(argv)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -52,11 +57,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         runner = _add_suite(commands, name, suite)
         runner.set_defaults(**suite.defaults(settings.device, settings.quick))
     _add_readers(commands)
-    return parser.parse_args(_with_command(argv))
+    first = rest[0] if rest and rest[0] in commands.choices else None
+    return parser.parse_args(_with_command(argv, first))
 
 
-def _with_command(argv: list[str]) -> list[str]:
-    """All suites if there is no command; ``--compare`` is one, too."""
+def _with_command(argv: list[str], first: str | None) -> list[str]:
+    """The command, which may follow settings, in front.
+
+    All suites if there is none; ``--compare`` is one, too.
+    """
+    if first:
+        place = argv.index(first)
+        return [first, *argv[:place], *argv[place + 1 :]]
     if argv[:1] == ["--compare"]:
         return ["compare", *argv[1:]]
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
@@ -73,11 +85,12 @@ def _add_settings(parser: argparse.ArgumentParser, **choices: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, choices=DEVICES)
     add = parser.add_argument
-    add("--limit", type=float, help="seconds, after which what is not measured is left out")
-    add("--threads", type=int, help="of PyTorch; its own choice if not given")
+    add("--limit", type=_positive, help="seconds, after which what is not measured is left out")
+    add("--threads", type=_count, help="of PyTorch; its own choice if not given")
     add("--out", type=Path, default=OUT, metavar="FOLDER",
         help="for JSON, Markdown and plots; {device} in it becomes the device's name")  # fmt: skip
-    add("--bars", action="store_true", help="hold the results to the bars of the design, too")
+    add("--bars", action="store_true", help="hold the results to the bars of the design, too; "
+        "the exit status does not depend on it")  # fmt: skip
 
 
 def _add_all(commands: Any) -> None:
@@ -96,12 +109,14 @@ def _add_suite(commands: Any, name: str, suite: Suite) -> argparse.ArgumentParse
     add("--shapes", nargs="+", type=_shape(sizes), metavar=sizes, help="of most tables")
     add("--typical-shape", type=_shape(sizes), metavar=sizes, help="of tables of one shape")
     add("--memory-shapes", nargs="+", type=_shape(sizes), metavar=sizes, help="of memory tables")
-    add("--dtypes", nargs="+", choices=DTYPES, help="of the logits")
-    add("--sigmas", nargs="+", type=float, help="of the logits, where it is varied")
-    add("--subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT", help="all, if not given")
+    add("--dtypes", nargs="+", choices=DTYPES,
+        help="of the logits; in memory tables of rows and of layouts the first alone")  # fmt: skip
+    add("--sigmas", nargs="+", type=_positive, help="of the logits, where it is varied")
+    add("--subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT",
+        help="beside the roof and the library; all, if not given")  # fmt: skip
     add("--regime", choices=[*REGIMES, "both"], help="of the CPU's memory allocator")
-    add("--rounds", type=int, default=500, help="at most, for each case")
-    add("--seconds", type=float, help="for each case, unless that is too few rounds")
+    add("--rounds", type=_count, default=500, help="at most, for each case")
+    add("--seconds", type=_positive, help="for each case, unless that is too few rounds")
     _add_common(parser)
     parser.set_defaults(do=_run_one)
     return parser
@@ -109,7 +124,7 @@ def _add_suite(commands: Any, name: str, suite: Suite) -> argparse.ArgumentParse
 
 def _add_readers(commands: Any) -> None:
     def add(name: str, help: str, do: Any, *files: str) -> argparse.ArgumentParser:
-        parser = commands.add_parser(name, help=help)
+        parser = commands.add_parser(name, help=help, description=help)
         for file in files:
             parser.add_argument(file, type=Path, help="JSON that a suite has written")
         parser.set_defaults(do=do)
@@ -117,7 +132,8 @@ def _add_readers(commands: Any) -> None:
 
     shown = add("show", "print the tables of a file", _show_file, "file")
     shown.add_argument("--details", action="store_true", help="all figures of every case")
-    held = add("bars", "hold a file to the bars of the design", _show_bars, "file")
+    whether = "hold a file to the bars of the design; exit status 0 in any case"
+    held = add("bars", whether, _show_bars, "file")
     held.add_argument("--every", action="store_true", help="every case, not the worst")
     slower = "what became slower; exit status 1 if we did"
     both = add("compare", slower, _compare, "before", "after")
@@ -125,41 +141,98 @@ def _add_readers(commands: Any) -> None:
 
 
 def _run_all(args: argparse.Namespace) -> int:
-    limit, failed = Limit(args.limit), 0
-    for name in args.suites:
-        alone = parse([name, *_settings_of(args)])
-        options = argparse.Namespace(**vars(alone) | vars(args) | {"command": name})
+    limit, status, documented = Limit(args.limit), 0, 0
+    suites = [(_of_all(args, name), _alone(args, name).limit) for name in args.suites]
+    for options, _ in suites:
+        _check(options)
+    folder = _folder(args)
+    for options, own in suites:
+        if not limit.left():
+            _tell(f"{options.command}: left out, the limit of {limit.seconds:g} s was spent")
+            continue
         # A suite that takes long leaves time to the others.
-        failed = max(failed, _run(options, Limit(min(Limit(alone.limit).seconds, limit.left()))))
-    return failed
+        status = max(status, _run(options, folder, Limit(min(Limit(own).seconds, limit.left()))))
+        documented = _document(folder)
+        if status == INTERRUPTED:
+            break
+    return status or documented
 
 
-def _settings_of(args: argparse.Namespace) -> list[str]:
-    return ["--device", args.device, *(["--quick"] if args.quick else [])]
+def _of_all(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    """The arguments of one suite of all."""
+    return argparse.Namespace(**vars(_alone(args, name)) | vars(args) | {"command": name})
+
+
+def _alone(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    return parse([name, "--device", args.device, *(["--quick"] if args.quick else [])])
 
 
 def _run_one(args: argparse.Namespace) -> int:
-    return _run(args, Limit(args.limit))
+    _check(args)
+    folder = _folder(args)
+    status, documented = _run(args, folder, Limit(args.limit)), _document(folder)
+    return status or documented
 
 
-def _run(options: argparse.Namespace, limit: Limit) -> int:
-    problem = _complaint(options)
-    if problem:
+def _check(options: argparse.Namespace) -> None:
+    """See that what is asked for can be measured.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if problem := _complaint(options) or _complaint_of_subjects(options):
         raise ValueError(problem)
+    if not SUITES[options.command].specs(options):
+        raise ValueError(f"{', '.join(options.tables)}: no table of these has the subjects")
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """The folder of the results, where they can be written.
+
+    Raises:
+        ImportError, OSError, ValueError: they cannot.
+    """
+    device = device_name(describe(args.threads, args.device))
+    folder = Path(str(args.out).replace("{device}", device))
+    report.make_ready(folder)
+    return folder
+
+
+def _run(options: argparse.Namespace, folder: Path, limit: Limit) -> int:
+    """Measure, and leave the results and their tables."""
     del options.do
+    name = options.command
     try:
-        results = run(options.command, SUITES[options.command], options, limit)
+        results, status = run(name, SUITES[name], options, limit)
     except WrongResults as wrong:
-        console.print(str(wrong), markup=False)
+        _tell(str(wrong))
         return 1
-    folder = Path(str(options.out).replace("{device}", device_name(results.environment)))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{results.suite}.json").write_text(results.to_json(), encoding="utf-8")
-    report.write_folder(folder)
-    _show(tables.render(results))
-    if options.bars:
-        _show(f"\n{bars.render(results, BARS)}")
-    console.print(f"written to {folder}", markup=False)
+    except OutOfTime as late:
+        _tell(f"{name}: left out, {late}")
+        return 0
+    if results.cases:
+        file = folder / f"{name}.json"
+        write(file, results.to_json())
+        _show(tables.render(results))
+        if options.bars:
+            _show(f"\n{bars.render(results, BARS)}")
+        _tell(f"{name}: written to {file}")
+    else:
+        _tell(f"{name}: left out, nothing was measured")
+    for failure in results.failures:
+        _tell(f"{name}: {failure}")
+    return status
+
+
+def _document(folder: Path) -> int:
+    """Write the report of a folder; results are there already, whatever becomes of it."""
+    try:
+        if report.has_results(folder):
+            report.write_folder(folder)
+            _tell(f"report in {folder}")
+    except (OSError, ValueError) as error:
+        _tell(f"no report: {error}")
+        return 2
     return 0
 
 
@@ -176,26 +249,38 @@ def _complaint(options: argparse.Namespace) -> str | None:
     return None
 
 
+def _complaint_of_subjects(options: argparse.Namespace) -> str | None:
+    """Why the subjects cannot be measured."""
+    name, device = options.command, options.device
+    here = SUITES[name].subjects(device)
+    for subject in options.subjects or ():
+        if subject not in here:
+            elsewhere = any(subject in SUITES[name].subjects(other) for other in DEVICES)
+            known = f"{subject} is not measured on {device}"
+            return known if elsewhere else f"{name} has no {subject}, but {', '.join(here)}"
+    return None
+
+
 def _show_file(args: argparse.Namespace) -> int:
-    results = Results.from_file(args.file)
+    results = report.read(args.file)
     _show(tables.details(results) if args.details else tables.render(results))
     return 0
 
 
 def _show_bars(args: argparse.Namespace) -> int:
-    _show(bars.render(Results.from_file(args.file), BARS, args.every))
+    _show(bars.render(report.read(args.file), BARS, args.every))
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    before, after = Results.from_file(args.before), Results.from_file(args.after)
-    found = compare.compare(before, after, args.threshold, ours=_is_ours)
+    before, after = report.read(args.before), report.read(args.after)
+    found = compare.compare(before, after, is_library, args.threshold)
     _show(compare.render(found))
     return int(found.regressed)
 
 
-def _is_ours(subject: str) -> bool:
-    return subject in SUBJECTS and SUBJECTS[subject].backend is not None
+def _tell(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(text: str) -> None:
@@ -207,21 +292,47 @@ def _show(text: str) -> None:
         print(text, end="")
 
 
-def _shape(sizes: str) -> Any:
-    count = sizes.count("x") + 1
+def _shape(sizes: str) -> Callable[[str], tuple[int, ...]]:
+    """The type of shapes of a form."""
+    letters = sizes.split("x")
+    classes = next(place for place, letter in enumerate(letters) if letter in "KC")
 
     def shape(text: str) -> tuple[int, ...]:
-        found = tuple(map(int, text.split("x")))
-        if len(found) != count:
+        found = text.split("x")
+        if len(found) != len(letters) or not all(part.isdecimal() for part in found):
             raise argparse.ArgumentTypeError(f"{text!r} is not of the form {sizes}")
-        return found
+        if int(found[classes]) < 2:
+            raise argparse.ArgumentTypeError(f"{text!r} has fewer than 2 classes")
+        return tuple(map(_count, found))
 
     return shape
 
 
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in the help, but not those that say nothing."""
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+class _Defaults(argparse.HelpFormatter):
+    """Defaults in the help, as one types them, but not those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         nothing = action.default in (None, False, argparse.SUPPRESS)
-        return action.help if nothing else super()._get_help_string(action)
+        return action.help if nothing else f"{action.help} (default: {_typed(action.default)})"
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return " ".join(map(_typed, value)) if isinstance(value, list) else str(value)

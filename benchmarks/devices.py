@@ -14,6 +14,9 @@ from benchmarks.memory import peak_allocated
 
 TYPICAL_CACHE = 32 << 20
 """Where the system does not tell: 32 MiB."""
+CACHE_FILES = "level", "shared_cpu_list", "size"
+MIN_COPIES = 2
+"""The copy that is restored before a step should not be the one it runs on."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,12 @@ class Device:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of CPU 0, as Linux tells it."""
-    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    sizes = [int(file.read_text().strip().removesuffix("K")) << 10 for file in files]
-    return max(sizes, default=TYPICAL_CACHE)
+    """Bytes of all caches of the last level, as Linux tells them: some processors have several."""
+    found: dict[int, dict[str, int]] = {}
+    for cache in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
+        level, shared, size = ((cache / of).read_text().strip() for of in CACHE_FILES)
+        found.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) << 10
+    return sum(found[max(found)].values()) if found else TYPICAL_CACHE
 
 
 def l2_cache() -> int:
@@ -70,7 +75,7 @@ DEVICES = {
         cache_bytes=last_level_cache,
         clock=HostClock,
         host_clock=HostClock,
-        min_copies=1,
+        min_copies=MIN_COPIES,
         peak_growth=None,
         release=lambda: None,
     ),
@@ -80,8 +85,7 @@ DEVICES = {
         cache_bytes=l2_cache,
         clock=CudaClock,
         host_clock=QueueClock,
-        # The copy that a step restores before it runs should not be the one it runs on.
-        min_copies=2,
+        min_copies=MIN_COPIES,
         peak_growth=peak_allocated,
         release=_release_gpu,
     ),

@@ -39,7 +39,8 @@ def describe_gpu() -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
-        "driver": _driver_version(),
+        "driver": _nvidia_smi("driver_version"),
+        "clocks": _nvidia_smi("clocks.max.sm", "clocks.max.mem", "power.limit"),
         "visible": torch.cuda.device_count(),
     }
 
@@ -76,7 +77,9 @@ def _describe_host(threads: int | None) -> dict[str, Any]:
 
 def _describe_checkout() -> dict[str, Any]:
     """The commit; on a machine with the files alone, the one that ``COMMIT_VARIABLE`` names."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    commit = _git("rev-parse", "HEAD")
+    # A run leaves results, and documents made of them; neither changes what the next one measures.
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
     return {
         "commit": commit or os.environ.get(COMMIT_VARIABLE),
         "dirty": None if changes is None else bool(changes),
@@ -97,8 +100,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _driver_version() -> str | None:
-    answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+def _nvidia_smi(*facts: str) -> str | None:
+    answer = _run("nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader")
     return answer.splitlines()[0] if answer else None
 
 

@@ -26,8 +26,9 @@ EAGER = 2.0
 """Multiple of the error of the same formula in eager float32; it grows with K and sigma."""
 CHUNK_ELEMENTS = 1 << 26
 """Logits whose truth is computed at a time: eager float64 takes hundreds of bytes for each."""
-GATE_ELEMENTS = 1 << 20
-"""On a CPU the float64 truth of all the rows would take longer than the measurement."""
+GATE_BYTES = 16 << 20
+"""On a CPU the float64 truth of all the rows would take longer than the measurement. From 8 MiB on
+the kernels write past the caches, which is to be checked as well."""
 GATE_ROWS = 4
 """... but never fewer: enough for every thread to have one, as a rule."""
 
@@ -54,13 +55,16 @@ def checked(problem: Problem) -> Problem:
         problem = replace(problem, hidden=None, layers=0)
     if problem.device != "cpu":
         return problem
-    most = max(GATE_ROWS, GATE_ELEMENTS // problem.classes)
+    row = problem.classes * problem.torch_dtype.itemsize
+    most = max(GATE_ROWS, GATE_BYTES // row)
     if not problem.grid:
         return replace(problem, rows=min(problem.rows, most))
     # Fewer rows of pixels, as long as before.
-    *around, last = problem.grid
-    around = [min(size, 2) for size in around]
-    return replace(problem, grid=(*around, last), rows=math.prod(around) * last)
+    batch, height, *width = problem.grid
+    batch = min(batch, 2)
+    height = min(height, max(1, most // (batch * math.prod(width))))
+    grid = (batch, height, *width)
+    return replace(problem, grid=grid, rows=math.prod(grid))
 
 
 @dataclass(frozen=True)

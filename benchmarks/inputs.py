@@ -29,24 +29,26 @@ class Inputs:
     target: Tensor
     spare: list[Tensor]
     """For each copy a tensor like its first leaf, of the same values."""
-    _overwritten: set[int] = field(default_factory=set)
+    _borrowed: list[int] = field(default_factory=list)
+    """The spare that was overwritten last, if any was."""
 
     @property
     def logits(self) -> list[Tensor]:
         """The copies, where they are logits."""
         return [logits for (logits,) in self.leaves]
 
-    def borrow(self, i: int) -> Tensor:
-        """The i-th spare, which the borrower may overwrite.
+    def borrow(self) -> Tensor:
+        """A spare, which the borrower may overwrite.
 
-        What earlier borrowers overwrote is restored now, outside their steps and on other copies
-        than the one at hand, as a rule: that one is then as far from the caches as any other.
+        What the last borrower overwrote is restored now, outside of steps, and another one is given
+        if there are two: one that has just been written would be found in a cache.
         """
-        for j in self._overwritten:
-            self.spare[j].copy_(self.leaves[j][0].detach())
-        self._overwritten.clear()
-        self._overwritten.add(i)
-        return self.spare[i]
+        last = self._borrowed.pop() if self._borrowed else -1
+        if last >= 0:
+            self.spare[last].copy_(self.leaves[last][0].detach())
+        following = (last + 1) % len(self.spare)
+        self._borrowed.append(following)
+        return self.spare[following]
 
 
 def make_inputs(problem: Problem, copies: int | None = None, seed: int = 0) -> Inputs:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryFile
 from threading import TIMEOUT_MAX, Timer
 from time import monotonic
 from typing import Any
@@ -42,6 +45,14 @@ class Job:
 class JobFailed(RuntimeError):
     """The process of a job ended before its time."""
 
+    def __init__(self, job: Job, reason: str) -> None:
+        super().__init__(f"{job.label}: {reason}")
+        self.reason = reason
+
+
+class OutOfTime(JobFailed):
+    """... because the limit was spent; nothing is wrong with it."""
+
 
 class Limit:
     """Time that all jobs of a run have together, from now on."""
@@ -60,15 +71,14 @@ def run_job(job: Job, threads: int | None, limit: Limit | None = None) -> Iterat
 
     Raises:
         JobFailed: after the last record that the process could deliver.
+        OutOfTime: that is so because the limit was spent.
     """
     limit = limit or Limit(None)
+    spent = f"the limit of {limit.seconds:g} s was spent"
     if not limit.left():
-        raise JobFailed(f"{job.label}: left out, the limit of {limit.seconds:g} s was spent")
-    worker = [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(job))]
-    process = subprocess.Popen(
-        worker, cwd=ROOT, env=_environment(job, threads), stdout=subprocess.PIPE, text=True
-    )
-    killer = Timer(min(limit.left(), TIMEOUT_MAX), process.kill)
+        raise OutOfTime(job, f"left out, {spent}")
+    process = _start(job, threads)
+    killer = Timer(min(limit.left(), TIMEOUT_MAX), _kill, [process])
     killer.daemon = True
     killer.start()
     try:
@@ -76,13 +86,36 @@ def run_job(job: Job, threads: int | None, limit: Limit | None = None) -> Iterat
         for line in process.stdout:
             yield json.loads(line)
         if process.wait():
-            late = f"stopped, the limit of {limit.seconds:g} s was spent"
-            reason = f"exit status {process.returncode}" if limit.left() else late
-            raise JobFailed(f"{job.label}: {reason}")
+            if not limit.left():
+                raise OutOfTime(job, f"stopped, {spent}")
+            raise JobFailed(job, f"exit status {process.returncode}")
     finally:
         killer.cancel()
-        process.kill()
+        _kill(process)
         process.communicate()
+
+
+def _start(job: Job, threads: int | None) -> subprocess.Popen[str]:
+    """The worker, which finds the job in a file: an argument may not be as long as many specs."""
+    with TemporaryFile("w+", encoding="utf-8") as text:
+        json.dump(asdict(job), text)
+        text.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            cwd=ROOT,
+            env=_environment(job, threads),
+            stdin=text,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A group of its own, which is ended with whatever the worker has started.
+            start_new_session=True,
+        )
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        with suppress(ProcessLookupError):  # It ended just now.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(job: Job, threads: int | None) -> dict[str, str]:

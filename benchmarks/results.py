@@ -17,6 +17,8 @@ from benchmarks.problems import Problem
 SCHEMA_VERSION = 3
 DISTURBED = 0.05
 """Share of the CPUs' time that others may take."""
+FEW_SAMPLES = 5
+"""Below this number of samples a median says little."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,18 @@ class Results:
         """Read a file.
 
         Raises:
-            ValueError: it has another schema version.
+            ValueError: it has another schema version, or is something else.
         """
+        text = path.read_bytes()
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            results = cls.from_json(text.decode())
+            environment = results.environment
+            _ = environment["machine"], environment["versions"], environment["git"]
+        except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+            raise ValueError(f"{path}: not a file of results") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        return results
 
 
 def case_from(record: dict[str, Any]) -> Case:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Hashable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -16,12 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anl_kernels.backends.selection import choose_backend
+from benchmarks.cases import case_of, spec_from
 from benchmarks.environment import describe
-from benchmarks.jobs import Job, JobFailed, Limit, run_job
-from benchmarks.results import Case, Check, Results, case_from, merged
+from benchmarks.jobs import Job, JobFailed, Limit, OutOfTime, run_job
+from benchmarks.results import Case, Check, Measurement, Results, case_from, merged
+from benchmarks.subjects import SUBJECTS
 from benchmarks.suite import Spec, Suite
 from benchmarks.timing import Budget
 
+INTERRUPTED = 130
+"""The exit status of what is interrupted, as shells have it."""
 console = Console(stderr=True)
 
 
@@ -33,11 +37,22 @@ class WrongResults(RuntimeError):
         super().__init__("\n".join(wrong))
 
 
-def run(name: str, suite: Suite, options: Namespace, limit: Limit) -> Results:
-    """Measure a suite.
+@dataclass
+class Measured:
+    """What the jobs of a run leave."""
+
+    cases: list[Case]
+    failures: list[str]
+    status: int = 0
+    """For the shell: 1 if a process died, ``INTERRUPTED`` if somebody did that to the run."""
+
+
+def run(name: str, suite: Suite, options: Namespace, limit: Limit) -> tuple[Results, int]:
+    """Measure a suite; the results, without cases if there was no time, and an exit status.
 
     Raises:
         WrongResults: the library's values are not right; nothing was measured.
+        OutOfTime: the limit was spent before that was known.
     """
     start, created = monotonic(), datetime.now(timezone.utc)
     environment = describe(options.threads, options.device)
@@ -47,18 +62,19 @@ def run(name: str, suite: Suite, options: Namespace, limit: Limit) -> Results:
     wrong = [check for check in checks if not check.passed]
     if wrong:
         raise WrongResults(wrong)
-    cases, failures = _measure(name, jobs(specs, options), options.threads, limit)
-    return Results(
+    measured = _measure(name, jobs(specs, options), options.threads, limit)
+    results = Results(
         suite=name,
         created=created.isoformat(timespec="seconds"),
         environment=environment,
         arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         backend=choose_backend("cpu") if options.device == "cpu" else "auto",
         checks=checks,
-        cases=merged(cases),
-        failures=failures,
+        cases=merged(measured.cases),
+        failures=measured.failures,
         seconds=round(monotonic() - start, 1),
     )
+    return results, measured.status
 
 
 def jobs(specs: list[Spec], options: Namespace) -> list[Job]:
@@ -86,32 +102,53 @@ def _process(spec: Spec) -> tuple[Hashable, ...]:
 def _job(function: str, spec: Spec, arguments: dict[str, Any], cases: int = 1) -> Job:
     device = spec.problem.device
     how = spec.regime if device == "cpu" else f"{device}, {spec.backend}"
+    if function == "memory":
+        how = f"{spec.problem.dtype}, {spec.subjects[0]}"
     label = f"{spec.table} {spec.problem.shape}, {how}"
     return Job(f"benchmarks.cases:{function}", arguments, label, spec.regime, cases)
 
 
 def _check(specs: list[Spec], threads: int | None, limit: Limit) -> list[Check]:
-    gate = Job("benchmarks.cases:check", {"specs": list(map(asdict, specs))}, "correctness gate")
+    arguments = {"specs": list(map(asdict, specs))}
+    gate = Job("benchmarks.cases:check", arguments, "correctness gate", "warm")
     try:
         return [Check(**record) for record in run_job(gate, threads, limit)]
+    except OutOfTime:
+        raise
     except JobFailed as failure:
         return [Check(str(failure), math.nan, 0.0)]
 
 
-def _measure(
-    name: str, jobs: list[Job], threads: int | None, limit: Limit
-) -> tuple[list[Case], list[str]]:
-    cases: list[Case] = []
-    failures: list[str] = []
+def _measure(name: str, jobs: list[Job], threads: int | None, limit: Limit) -> Measured:
+    measured = Measured([], [])
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("", total=sum(job.cases for job in jobs))
         for job in jobs:
             progress.update(task, description=f"{name}: {job.label}")
+            done = []
             try:
                 for record in run_job(job, threads, limit):
-                    cases.append(case_from(record))
+                    done.append(case_from(record))
                     progress.advance(task)
+            except OutOfTime as failure:
+                measured.failures.append(str(failure))
             except JobFailed as failure:
-                failures.append(str(failure))
-    return cases, failures
+                measured.failures.append(str(failure))
+                measured.status = 1
+                done += _unfinished(job, len(done), failure.reason)
+            except KeyboardInterrupt:
+                measured.failures.append(f"{job.label}: interrupted, and what was to follow")
+                measured.status = INTERRUPTED
+                return measured
+            finally:
+                measured.cases += done
+    return measured
+
+
+def _unfinished(job: Job, finished: int, reason: str) -> list[Case]:
+    """The cases that a process which died has not delivered; each subject says why."""
+    return [
+        case_of(spec, [Measurement(s, SUBJECTS[s].label, error=reason) for s in spec.subjects])
+        for spec in map(spec_from, job.arguments["specs"][finished:])
+    ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.problems import Problem
@@ -33,6 +33,16 @@ class Spec:
     host: bool = False
     """What counts is how long the host takes to queue a step, not the GPU's time."""
     measured: Literal["time", "memory"] = "time"
+
+    def narrowed(self, asked: Collection[str]) -> Spec:
+        """With what was asked for alone, and what that is measured by: the roof and ours.
+
+        Without any subject if none was asked for that it has.
+        """
+        if not set(asked) & set(self.subjects):
+            return replace(self, subjects=())
+        kept = {*asked, self.roof, self.ours}
+        return replace(self, subjects=tuple(name for name in self.subjects if name in kept))
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,15 @@ class Suite:
     def specs(self, options: Namespace) -> list[Spec]:
         """What the arguments ask for."""
         asked = [table for name, table in self.tables.items() if name in options.tables]
-        return [spec for table in asked for spec in table.specs(options)]
+        specs = [spec for table in asked for spec in table.specs(options)]
+        if options.subjects is None:
+            return specs
+        return [spec for spec in (s.narrowed(options.subjects) for s in specs) if spec.subjects]
+
+    def subjects(self, device: str) -> list[str]:
+        """All that it measures on a device."""
+        options = Namespace(device=device, subjects=None, **self.defaults(device, quick=False))
+        return list(dict.fromkeys(name for s in self.specs(options) for name in s.subjects))
 
     def title_of(self, table: str) -> str:
         """For people; the name itself of a table that is no more."""

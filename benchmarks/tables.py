@@ -7,22 +7,23 @@ from collections.abc import Iterator
 
 from benchmarks.markdown import number, table
 from benchmarks.problems import PHASES
-from benchmarks.results import Case, Measurement, Quantiles, Results
+from benchmarks.results import FEW_SAMPLES, Case, Measurement, Quantiles, Results
 from benchmarks.suites import SUITES
 
 CAUGHT_UP = 0.1
 """Share of the samples from which on a time is marked."""
 
 NOTES = """\
-Cells: median milliseconds, or microseconds where the table says so (% of the roof, x ours). Roof: \
-what no implementation can be faster than, a subject of the same rounds; % of it: the least \
-possible time over the measured one. x ours: over anl_kernels. Ratios are medians over interleaved \
-rounds. sigma: standard deviation of the logits. "does less": plain cross entropy. Subjects that \
-write over their inputs are given a copy, restored outside the timed steps."""
+Cells: median milliseconds, or microseconds where the table says so (% of the roof, x ours). \
+Roof: what no implementation can be faster than, a subject of the same rounds; % of it: the \
+least possible time over the measured one. x ours: over anl_kernels. Ratios are medians over \
+interleaved rounds. sigma: standard deviation of the logits. "does less": plain cross entropy. \
+†: fewer than 5 samples. Subjects that write over their inputs are given a copy, restored \
+outside the timed steps."""
 ON_CPU = """\
-The release of the gradient is timed, too. Regimes: `default` allocator, as users get it; `warm`, \
-where freed memory stays mapped (MALLOC_MMAP_MAX_=0). Extra memory: the rise of the process's \
-resident memory at its peak, gradient included."""
+The release of the gradient is timed, too. Regimes: `default` allocator, as users get it; \
+`warm`, where freed memory stays mapped (MALLOC_MMAP_MAX_=0). Extra memory: the rise of the \
+process's resident memory at its peak, gradient included."""
 ON_GPU = """\
 Times are the GPU's, between two events; it is kept busy until the host has queued the step, so \
 that launches are no part of them. Extra memory: peak of PyTorch's allocator beyond the inputs, \
@@ -189,19 +190,29 @@ def microseconds(spread: Quantiles | None) -> str:
 
 
 def _mark(measurement: Measurement) -> str:
-    return "*" if (measurement.caught_up or 0.0) >= CAUGHT_UP else ""
+    spread = measurement.milliseconds
+    few = "†" if spread and spread.samples < FEW_SAMPLES else ""
+    return few + ("*" if (measurement.caught_up or 0.0) >= CAUGHT_UP else "")
 
 
 def _compile_times(cases: list[Case]) -> list[str]:
     """How long compilers took, in a sentence."""
-    measured = (m for case in cases for m in case.measurements if "torch.compile" in m.label)
-    seconds = sorted(m.first_call_ms / 1e3 for m in measured if m.first_call_ms is not None)
-    if not seconds:
+    found: dict[str, list[float]] = {}
+    for measurement in (m for case in cases for m in case.measurements):
+        if "torch.compile" in measurement.label and measurement.first_call_ms is not None:
+            found.setdefault(measurement.label, []).append(measurement.first_call_ms / 1e3)
+    if not found:
         return []
+    ranges = (f"{label} {_range(seconds)}" for label, seconds in found.items())
     return [
-        f"First call of torch.compile, apart from these figures: {number(seconds[0])} to "
-        f"{number(seconds[-1])} s (compilation, unless in memory or in its cache on disk)."
+        f"First calls, apart from these figures and in seconds: {'; '.join(ranges)} (compilation, "
+        "unless in memory or in the compiler's cache on disk)."
     ]
+
+
+def _range(values: list[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _reservations(results: Results) -> list[str]:

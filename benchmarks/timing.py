@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 
+from benchmarks.bystanders import watch
 from benchmarks.clocks import Clock, HostClock, Reading, Step
-from benchmarks.results import Measurement
+from benchmarks.results import FEW_SAMPLES, Measurement
 from benchmarks.samples import Samples, quantiles_ms, ratio
 
 Prepare = Callable[[int], Step]
 """Makes the step on one copy of the inputs, untimed."""
 
-MIN_SAMPLES = 2
+MIN_SAMPLES = FEW_SAMPLES
 """Of the slowest subject."""
 MIN_ROUNDS = 10
-OVERDRAFT = 6
+OVERDRAFT = 12
 """The two minima are waited for up to this multiple of the budget."""
 
 
@@ -34,8 +35,11 @@ class Budget:
 
 def interleave(
     subjects: Mapping[str, Prepare], copies: int, budget: Budget, clock: Clock | None = None
-) -> dict[str, Samples]:
+) -> tuple[dict[str, Samples], float | None]:
     """Time every subject once a round, in an order drawn anew for each round.
+
+    Returns the samples, and the share of the CPUs' time that others had during the rounds; None if
+    that is not known.
 
     Drawn, not rotated: after a rotation a subject still follows the same neighbour, whose cache
     and heap it inherits. A subject that has had twice its even share of the time sits out, so
@@ -62,12 +66,13 @@ def interleave(
             run_round(0)
         for taken in samples.values():
             taken.forget()
+        taken_by_others = watch()
         start = perf_counter()
         for number in range(1, budget.max_rounds + 1):
             run_round(number)
             if _finished(samples, number, perf_counter() - start, budget):
                 break
-    return samples
+        return samples, taken_by_others and taken_by_others()
 
 
 def measurements(

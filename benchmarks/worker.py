@@ -1,4 +1,4 @@
-"""``python -m benchmarks.worker JOB``: the process of a job; one JSON record a line."""
+"""``python -m benchmarks.worker < JOB``: the process of a job; one JSON record a line."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def main(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.load(sys.stdin))

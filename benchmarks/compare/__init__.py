@@ -2,6 +2,6 @@
 
 from benchmarks.compare.changes import Change, Comparison, Failure
 from benchmarks.compare.document import render
-from benchmarks.compare.matching import compare, is_ours
+from benchmarks.compare.matching import compare
 
-__all__ = ["Change", "Comparison", "Failure", "compare", "is_ours", "render"]
+__all__ = ["Change", "Comparison", "Failure", "compare", "render"]

@@ -7,26 +7,19 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.compare.changes import Change, Comparison, Failure
 from benchmarks.compare.surroundings import differences, name, warnings
-from benchmarks.results import Case, Measurement, Quantiles, Results
+from benchmarks.results import FEW_SAMPLES, Case, Measurement, Quantiles, Results
 
-MIN_SAMPLES = 5
-"""With fewer, the spread says nothing."""
 MEMORY_TOLERANCE = 0.02
 """Of the logits' size ..."""
 MEMORY_TOLERANCE_BYTES = 2**20
 """... or this much, whichever is more: allocators and the C library round."""
 
+NOT_MEASURED = "not measured"
+
 IsOurs = Callable[[str], bool]
 
 
-def is_ours(subject: str) -> bool:
-    """The library's own subjects by their names, where nobody knows better."""
-    return subject.startswith("ours")
-
-
-def compare(
-    before: Results, after: Results, threshold: float = 0.05, ours: IsOurs = is_ours
-) -> Comparison:
+def compare(before: Results, after: Results, ours: IsOurs, threshold: float = 0.05) -> Comparison:
     """Match two runs case by case and subject by subject.
 
     Time is compared over the roof's of the same run, so that a machine that is slower altogether
@@ -40,15 +33,17 @@ def compare(
 
     A change over the roof is doubted if the milliseconds did not move the same way by the
     threshold: then it is the roof that moved. That is asked on the same machine only. Doubted as
-    well: cases that other processes disturbed, and fewer than ``MIN_SAMPLES`` samples.
+    well: cases that other processes disturbed, and fewer than ``FEW_SAMPLES`` samples.
 
     Memory has no noise: it has changed if it did by more than ``MEMORY_TOLERANCE`` of the logits
     or ``MEMORY_TOLERANCE_BYTES``.
 
+    A subject that one of the runs lacks in a case which both have counts as one that failed there.
+
     Args:
         before, after: Runs of one suite.
-        threshold: Smallest change of time that matters, as a share.
         ours: Whether a subject is the library. Changes of others are context, no regressions.
+        threshold: Smallest change of time that matters, as a share.
 
     Raises:
         ValueError: the runs are of two suites.
@@ -112,7 +107,7 @@ def _doubt(before: Case, after: Case, old: Measurement, new: Measurement) -> str
     if before.disturbed or after.disturbed:
         return "disturbed"
     samples = [m.milliseconds.samples for m in (old, new) if m.milliseconds]
-    return f"{min(samples)} samples" if min(samples) < MIN_SAMPLES else ""
+    return f"{min(samples)} samples" if min(samples) < FEW_SAMPLES else ""
 
 
 def _roof_moved(old: Quantiles, new: Quantiles, slower: bool, threshold: float) -> str:
@@ -121,11 +116,17 @@ def _roof_moved(old: Quantiles, new: Quantiles, slower: bool, threshold: float) 
 
 
 def _failures(before: Case, after: Case, ours: IsOurs) -> Iterator[Failure]:
-    for old in before.measurements:
-        new = next((m for m in after.measurements if m.subject == old.subject), None)
-        if new is not None and bool(old.error) != bool(new.error):
-            error = new.error or old.error or ""
-            yield Failure(_describe(before), old.label, ours(old.subject), bool(new.error), error)
+    labels = {m.subject: m.label for case in (before, after) for m in case.measurements}
+    for subject, label in labels.items():
+        was, now = _error(before, subject), _error(after, subject)
+        if bool(was) != bool(now):
+            yield Failure(_describe(before), label, ours(subject), bool(now), now or was)
+
+
+def _error(case: Case, subject: str) -> str:
+    """Why there are no figures; nothing if there are."""
+    found = next((m for m in case.measurements if m.subject == subject), None)
+    return NOT_MEASURED if found is None else found.error or ""
 
 
 def _describe(case: Case) -> str:

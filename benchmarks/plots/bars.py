@@ -85,7 +85,7 @@ def draw_bars(axes: Axes, panel: Panel, palette: Palette, unit: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.45 * limit)
     axes.set_xlabel(unit, color=FAINT)
-    axes.set_title(panel.title)
+    axes.set_title(panel.title, loc="right")  # over the labels: the axes are narrower than it
 
 
 def _draw_bar(axes: Axes, place: int, bar: Bar, limit: float, colour: str) -> None:

@@ -30,6 +30,8 @@ class Curve:
     is_roof: bool
     is_ours: bool
     points: list[tuple[int, Spread]]
+    disturbed: list[int]
+    """Which of the points are of cases that others disturbed."""
 
 
 def curves(cases: list[Case], position: Position, value: Value) -> list[Curve]:
@@ -40,29 +42,43 @@ def curves(cases: list[Case], position: Position, value: Value) -> list[Curve]:
             spread = None if m.error else value(case, m)
             if spread:
                 roof, ours = m.subject == case.roof, m.subject == case.ours
-                curve = found.setdefault(m.subject, Curve(m.subject, m.label, roof, ours, []))
+                new = Curve(m.subject, m.label, roof, ours, [], [])
+                curve = found.setdefault(m.subject, new)
+                if case.disturbed:
+                    curve.disturbed.append(len(curve.points))
                 curve.points.append((position(case.problem), spread))
     return list(found.values())
 
 
 def draw_curves(axes: Axes, lines: list[Curve], palette: Palette, scale: str) -> None:
-    """Lines with their spread as bands."""
+    """Lines with their spread as bands, and hollow points where a case was disturbed."""
     axes.set_xscale("log")
     axes.set_yscale(scale)
     axes.margins(x=0.02)
     for line in lines:
-        colour = palette.colour(line.subject)
+        colour, marker = palette.colour(line.subject), palette.marker(line.subject)
+        over = 3 if line.is_ours else 2
         xs = [x for x, _ in line.points]
         low, middle, high = zip(*(spread for _, spread in line.points), strict=True)
         axes.plot(
             xs,
             middle,
             color=colour,
-            marker=None if line.is_roof else palette.marker(line.subject),
+            marker=None if line.is_roof else marker,
             markersize=4.5,
             linewidth=2.4 if line.is_ours else 1.5,
             linestyle="--" if line.is_roof else "-",
-            zorder=3 if line.is_ours else 2,
+            zorder=over,
+        )
+        axes.plot(
+            [xs[i] for i in line.disturbed],
+            [middle[i] for i in line.disturbed],
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            markerfacecolor="white",
+            linestyle="none",
+            zorder=over,
         )
         axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
     _plain_ticks(axes, scale)
@@ -118,7 +134,7 @@ def _plain_ticks(axes: Axes, scale: str) -> None:
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:
-    """The heights, in their order, each at least a gap from the next."""
+    """The heights, in their order, each at least a gap from the next, and none off the axes."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = [heights[i] for i in order]
     for _ in range(200):  # settles long before
@@ -126,4 +142,5 @@ def _apart(heights: list[float], gap: float) -> list[float]:
             overlap = max(0.0, gap - (placed[i + 1] - placed[i]))
             placed[i] -= overlap / 2
             placed[i + 1] += overlap / 2
+        placed[0], placed[-1] = max(0.0, placed[0]), min(1.0, placed[-1])
     return [height for _, height in sorted(zip(order, placed, strict=True))]

@@ -23,6 +23,7 @@ HEIGHT = 3.3
 """Of a row of panels, in inches; the axes take most of it."""
 KIB, MIB = 2**10, 2**20
 BANDS = "Medians; bands: 10th to 90th percentile."
+HOLLOW = "Hollow points: others disturbed the case."
 CLASSES, ROWS = "classes", "rows"
 
 
@@ -85,9 +86,10 @@ def _figure(
     cases, unseen = in_view(cases, LINES)
     palette, groups = Palette(results.cases), by_dtype(cases)
     remark = BANDS if any(quantity.is_time for quantity in quantities) else ""
+    hollow = HOLLOW if any(case.disturbed for case in cases) else ""
     grid = len(quantities), len(groups)
     size = WIDTH if len(groups) > 1 else 0.75 * WIDTH, 1.3 + HEIGHT * len(quantities)
-    under = caption(results, cases, remark, left_out(unseen))
+    under = caption(results, cases, remark, hollow, left_out(unseen))
     figure, axes = new_figure(title, under, grid, size)
     for row, quantity in zip(axes, quantities, strict=True):
         for panel, (dtype, group) in zip(row, groups.items(), strict=True):

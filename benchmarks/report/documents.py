@@ -8,16 +8,37 @@ from pathlib import Path
 
 from benchmarks import bars, tables
 from benchmarks.bounds import BARS
+from benchmarks.files import make_writable, write
 from benchmarks.plots import draw, planned, source
 from benchmarks.plots.captions import machine, provenance
+from benchmarks.plots.style import look
 from benchmarks.report.overview import section
 from benchmarks.results import Results
+from benchmarks.suites import SUITES
 
 ROOT = Path(__file__).parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 ORDER = ("rows", "scaling", "linear", "layouts", "softmax", "train", "overhead")
 """Of the suites in a document; others follow by name."""
+ORIGIN = "Written by `python -m benchmarks.report`"
+"""In every document; a README without it is somebody's own."""
+SOURCE = re.compile(rb"tEXtSource\0[0-9a-f]{64}")
+"""What a plot's file says of its results, before its pixels; a PNG without it is somebody's own."""
+BEFORE_PIXELS = 4096
+
+
+def make_ready(folder: Path) -> None:
+    """Make the folder, and see that documents can be written to it.
+
+    Raises:
+        ImportError: matplotlib is not there.
+        OSError: nothing can be written there.
+        ValueError: the folder has a README of somebody's own.
+    """
+    with look():
+        make_writable(folder)
+    _document_of(folder)
 
 
 def write_folder(folder: Path) -> list[Path]:
@@ -25,10 +46,11 @@ def write_folder(folder: Path) -> list[Path]:
 
     Raises:
         ImportError: matplotlib is not there; the README is written all the same.
+        ValueError: the folder has no results, unreadable ones, or a README of somebody's own.
     """
     runs = results_in(folder)
-    document = folder / "README.md"
-    document.write_text(folder_document(runs), encoding="utf-8")
+    document = _document_of(folder)
+    write(document, folder_document(runs))
     for leftover in _plots_there(folder) - _plots_of(runs).keys():
         (folder / leftover).unlink()
     return [document, *(path for run in runs for path in draw(run, folder))]
@@ -41,7 +63,7 @@ def write_section(readme: Path = README, results: Path = RESULTS) -> None:
         ValueError: the README has no place for it.
     """
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(with_section(text, readme, results), encoding="utf-8")
+    write(readme, with_section(text, readme, results))
 
 
 def stale(readme: Path = README, results: Path = RESULTS) -> list[str]:
@@ -56,8 +78,13 @@ def stale(readme: Path = README, results: Path = RESULTS) -> list[str]:
 
 
 def folders_in(results: Path) -> list[Path]:
-    """A folder for each device."""
-    return sorted(path for path in results.iterdir() if path.is_dir() and any(path.glob("*.json")))
+    """A folder for each device; none before there are results."""
+    return sorted({path.parent for name in SUITES for path in results.glob(f"*/{name}.json")})
+
+
+def has_results(folder: Path) -> bool:
+    """Whether there is something to report."""
+    return any((folder / f"{name}.json").exists() for name in SUITES)
 
 
 def results_in(folder: Path) -> list[Results]:
@@ -66,10 +93,23 @@ def results_in(folder: Path) -> list[Results]:
     Raises:
         ValueError: there is none, or one has another schema version.
     """
-    runs = [Results.from_file(path) for path in sorted(folder.glob("*.json"))]
-    if not runs:
+    names = [*ORDER, *sorted(SUITES.keys() - set(ORDER))]
+    there = [path for path in (folder / f"{name}.json" for name in names) if path.exists()]
+    if not there:
         raise ValueError(f"{folder} has no results")
-    return sorted(runs, key=lambda run: ORDER.index(run.suite) if run.suite in ORDER else 99)
+    return list(map(read, there))
+
+
+def read(path: Path) -> Results:
+    """The results in a file.
+
+    Raises:
+        ValueError: it has another schema version, or is something else.
+    """
+    results = Results.from_file(path)
+    if results.suite not in SUITES:
+        raise ValueError(f"{path}: not a file of results: there is no suite {results.suite!r}")
+    return results
 
 
 def folder_document(runs: list[Results]) -> str:
@@ -77,7 +117,7 @@ def folder_document(runs: list[Results]) -> str:
 
     parts = [
         f"# {machine(runs[0])}",
-        "Written by `python -m benchmarks.report` from the JSON files beside it.",
+        f"{ORIGIN} from the JSON files beside it.",
         "\n".join(f"- {run.suite}: {provenance(run)}" for run in runs),
     ]
     parts += [f"![{plot.title}]({plot.name})" for run in runs for plot in planned(run)]
@@ -128,7 +168,21 @@ def _plots_of(runs: list[Results]) -> dict[str, str]:
 
 
 def _plots_there(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.png")}
+    """Those that were drawn here; other pictures are none of ours."""
+    return {path.name for path in folder.glob("*.png") if SOURCE.search(_start(path))}
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(BEFORE_PIXELS)
+
+
+def _document_of(folder: Path) -> Path:
+    """Of the folder; nothing that somebody else wrote."""
+    path = folder / "README.md"
+    if path.exists() and ORIGIN not in path.read_text(encoding="utf-8"):
+        raise ValueError(f"{path} is not a report, and would be written over: take another folder")
+    return path
 
 
 def _demoted(markdown: str) -> str:

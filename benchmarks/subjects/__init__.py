@@ -9,6 +9,7 @@ from benchmarks.subjects.base import (
     SUBJECTS,
     Criterion,
     Subject,
+    is_library,
     loss_and_gradient,
     on_backend,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "SUBJECTS",
     "Criterion",
     "Subject",
+    "is_library",
     "library",
     "linear",
     "loss_and_gradient",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -50,6 +51,11 @@ def subject(label: str, *devices: str, **facts: Any) -> Callable[[Build], Build]
     return register
 
 
+def is_library(name: str) -> bool:
+    """Whether a subject of this name is there and is the library."""
+    return name in SUBJECTS and SUBJECTS[name].backend is not None
+
+
 def loss_and_gradient(criterion: Criterion, inputs: Inputs) -> Prepare:
     """The phase of a training step that the problem asks for, as the step does it."""
     phase = _PHASES[inputs.problem.phase]
@@ -66,7 +72,7 @@ def loss_over_gradient(criterion: Criterion, inputs: Inputs) -> Prepare:
 
     def prepare(i: int) -> Step:
         anchor = torch.zeros((), requires_grad=True)
-        logits = _Layer.apply(anchor, inputs.borrow(i))
+        logits = _Layer.apply(anchor, inputs.borrow())
         return lambda: criterion(logits, inputs.target).backward()
 
     return prepare
@@ -77,6 +83,7 @@ def compiled_alone(criterion: Criterion) -> Criterion:
 
     In its default mode: max-autotune concerns matrix products above all.
     """
+    import_module("torch._inductor.compile_fx")  # else the first call of the first one would
 
     def alone(*tensors: Tensor) -> Tensor:
         return criterion(*tensors)

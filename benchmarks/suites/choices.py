@@ -14,10 +14,8 @@ GPU_BACKENDS = ("triton", "cuda")
 
 
 def chosen(options: Namespace, names: Iterable[str]) -> tuple[str, ...]:
-    """Of these subjects the ones for the device; if any were asked for by name, only those."""
-    there = [name for name in names if options.device in SUBJECTS[name].devices]
-    asked = options.subjects
-    return tuple(there if asked is None else [name for name in asked if name in there])
+    """Of these subjects the ones for the device."""
+    return tuple(name for name in names if options.device in SUBJECTS[name].devices)
 
 
 def regimes(options: Namespace) -> list[str]:

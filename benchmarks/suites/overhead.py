@@ -11,7 +11,7 @@ from benchmarks.suites.choices import chosen, regimes
 
 SUBJECTS = (
     "ours", "ours_function", "triton", "cuda", "ours_compiled", "cross_entropy",
-    "compiled_cross_entropy", "compiled", "careful", "official", "liger", "quack", "flash_attn",
+    "compiled_cross_entropy", "compiled", "careful", "official", "quack", "flash_attn",
 )  # fmt: skip
 QUICK = ("ours", "ours_function", "cross_entropy", "official")
 NOTES = "On a GPU the time is the host's, to queue the step: for tiny inputs the GPU waits for it."

@@ -108,8 +108,8 @@ def _sigma(options: Namespace) -> Iterator[Spec]:
 
 def _phases(options: Namespace) -> Iterator[Spec]:
     for phase in PHASES:
-        # Forward writes the gradient as well; without one, there is half to be moved.
-        floor = {"backward": None, "inference": 0.5}.get(phase, 1.0)
+        # What a part of a step has to move depends on what the other part does.
+        floor = {"both": 1.0, "inference": 0.5}.get(phase)
         for dtype in options.dtypes:
             problem = _problem(options.typical_shape, dtype, options, phase=phase)
             subjects = chosen(options, BY_PHASE)
@@ -133,7 +133,7 @@ def _terms(options: Namespace) -> Iterator[Spec]:
 
 def _memory(options: Namespace) -> Iterator[Spec]:
     for shape in options.memory_shapes:
-        problem = _problem(shape, "float32", options)
+        problem = _problem(shape, options.dtypes[0], options)
         yield Spec("memory", problem, chosen(options, MEMORY), roof=None, measured="memory")
 
 

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from benchmarks.problems import Problem
+from benchmarks.subjects.train import BATCH
 from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
 
@@ -57,17 +58,25 @@ CUDA_QUICK: Arguments = {
 
 def _main(options: Namespace) -> Iterator[Spec]:
     for regime in regimes(options):
-        for shape in options.shapes:
+        for shape in _shapes("--shapes", options.shapes):
             for dtype in options.dtypes:
                 problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
                 yield Spec("main", problem, subjects, regime, roof=ROOF, ours=OURS)
 
 
 def _memory(options: Namespace) -> Iterator[Spec]:
-    for shape in options.memory_shapes:
+    for shape in _shapes("--memory-shapes", options.memory_shapes):
         for dtype in options.dtypes:
             problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
             yield Spec("memory", problem, subjects, roof=None, ours=OURS, measured="memory")
+
+
+def _shapes(argument: str, shapes: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    for shape in shapes:
+        if shape[0] % BATCH:
+            given = "x".join(map(str, shape))
+            raise ValueError(f"{argument} {given}: tokens must be a multiple of {BATCH} sequences")
+        yield shape
 
 
 def _problem(shape: tuple[int, ...], dtype: str, options: Namespace) -> Problem:

@@ -1,6 +1,7 @@
 """Runs written by hand."""
 
 import argparse
+import subprocess
 import time
 from dataclasses import replace
 
@@ -81,3 +82,14 @@ def slow():
     """A job that does not end in time."""
     time.sleep(30)
     yield
+
+
+def lengths(texts):
+    """A job that tells what it was given."""
+    yield Problem(sum(map(len, texts)), 2)
+
+
+def with_a_child():
+    """A job that starts a process, tells which, and does not end in time."""
+    yield Problem(subprocess.Popen(["sleep", "30"]).pid, 2)
+    time.sleep(30)

@@ -1,14 +1,22 @@
 import json
-from dataclasses import fields, replace
+import runpy
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rich")
 
 from benchmarks import cli, run
+from benchmarks.cases import case_of, spec_from
 from benchmarks.devices import DEVICES
-from benchmarks.jobs import Job, JobFailed, Limit, run_job
-from benchmarks.results import Quantiles
+from benchmarks.environment import ROOT
+from benchmarks.jobs import Job, JobFailed, Limit, OutOfTime, run_job
+from benchmarks.results import Quantiles, Results
 from benchmarks.suites import SUITES
 from tests.benchmarks.records import SPREAD, case, measured, options, results
 
@@ -55,9 +63,10 @@ def test_all_suites(tmp_path, monkeypatch, capsys):
 
     def measure(name, suite, options, limit):
         asked[name] = (options, limit)
-        return results(suite=name)
+        return results(case(measured("ours")), suite=name), 0
 
     monkeypatch.setattr(cli, "run", measure)
+    monkeypatch.setattr(cli, "describe", lambda threads, device: results().environment)
     arguments = ["--quick", "--suites", "rows", "softmax", "--limit", "90", "--threads", "1"]
     assert cli.main([*arguments, "--out", str(tmp_path / "{device}")]) == 0
     assert list(asked) == ["rows", "softmax"]
@@ -89,13 +98,13 @@ def test_no_figure_on_a_red_gate(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_job", lambda job, threads, limit: iter([wrong]))
     out = tmp_path / "results"
     assert cli.main([*TINY.split(), "--out", str(out)]) == 1
-    assert not out.exists()
+    assert not list(out.iterdir())
     assert "WRONG ANL-CE: loss" in capsys.readouterr().err
 
 
 def test_a_gate_that_dies_is_red(tmp_path, monkeypatch, capsys):
     def run_job(job, threads, limit):
-        raise JobFailed(f"{job.label}: exit status -9")
+        raise JobFailed(job, "exit status -9")
 
     monkeypatch.setattr(run, "run_job", run_job)
     assert cli.main([*TINY.split(), "--out", str(tmp_path / "results")]) == 1
@@ -171,6 +180,277 @@ def test_what_a_gpu_has_not(arguments, complaint, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert cli.main(["rows", "--device", "cuda", *arguments.split()]) == 2
     assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def died(job):
+    raise JobFailed(job, "exit status -9")
+
+
+def stopped(job):
+    raise OutOfTime(job, "stopped, the limit of 1 s was spent")
+
+
+def interrupted(job):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def jobs_end(monkeypatch):
+    """Let the first timed job end so after a record, and others deliver all."""
+
+    def set_end(end, of="main"):
+        def run_job(job, threads, limit):
+            if job.function.endswith(":check"):
+                yield from [end(job)] if of == "gate" else []
+                return
+            for place, spec in enumerate(map(spec_from, job.arguments["specs"])):
+                if place and job.label.startswith(of):
+                    end(job)
+                yield asdict(case_of(spec, [measured(name) for name in spec.subjects]))
+
+        monkeypatch.setattr(run, "run_job", run_job)
+
+    return set_end
+
+
+TWO_DTYPES = TINY.replace("float32", "float32 bfloat16")
+
+
+def cases_of(out):
+    run_ = Results.from_file(out / "rows.json")
+    errors = [{m.subject: m.error for m in one.measurements} for one in run_.cases]
+    return errors, run_.failures
+
+
+def measure_two(out):
+    """A job of two cases, one for each dtype."""
+    return cli.main([*TWO_DTYPES.split(), "--subjects", "ours", "--out", str(out)])
+
+
+def test_a_job_that_dies_leaves_errors(jobs_end, tmp_path, capsys):
+    jobs_end(died)
+    assert measure_two(tmp_path) == 1
+    errors, failures = cases_of(tmp_path)
+    assert errors == [
+        {"ours": None, "copy": None},
+        dict.fromkeys(("ours", "copy"), "exit status -9"),
+    ]
+    assert failures == ["main 8 x 32, warm: exit status -9"]
+    assert failures[0] in capsys.readouterr().err
+
+
+def test_a_job_that_is_out_of_time_is_no_error(jobs_end, tmp_path, capsys):
+    jobs_end(stopped)
+    assert measure_two(tmp_path) == 0
+    assert cases_of(tmp_path)[0] == [{"ours": None, "copy": None}]
+    assert "rows: main 8 x 32, warm: stopped, the limit" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_an_interruption_is_kept(jobs_end, tmp_path, capsys):
+    jobs_end(interrupted)
+    assert measure_two(tmp_path) == 130
+    errors, failures = cases_of(tmp_path)
+    assert errors == [{"ours": None, "copy": None}]
+    assert failures == ["main 8 x 32, warm: interrupted, and what was to follow"]
+    assert f"written to {tmp_path / 'rows.json'}" in capsys.readouterr().err
+    assert failures[0] in (tmp_path / "README.md").read_text()
+
+
+def test_an_interrupted_gate(jobs_end, tmp_path, capsys):
+    jobs_end(interrupted, of="gate")
+    assert measure_two(tmp_path) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gate_that_is_out_of_time_leaves_the_suite_out(jobs_end, tmp_path, capsys):
+    jobs_end(stopped, of="gate")
+    assert measure_two(tmp_path) == 0
+    assert "rows: left out, correctness gate: stopped" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_ends_well_when_the_limit_is_spent(tmp_path, capsys):
+    few = ["--quick", "--suites", "rows", "train", "--limit", "1e-9"]
+    assert cli.main([*few, "--out", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert "rows: left out, the limit of 1e-09 s" in error
+    assert "train: left out, the limit of 1e-09 s" in error
+
+
+def test_a_broken_neighbour_costs_no_results(jobs_end, tmp_path, capsys):
+    jobs_end(died, of="none")
+    (tmp_path / "linear.json").write_text("{")
+    assert measure_two(tmp_path) == 2
+    out, error = capsys.readouterr()
+    assert "| OURS " in out
+    assert "no report: " in error
+    assert "linear.json: not a file of results" in error
+    assert cases_of(tmp_path)[1] == []
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run", None)
+    (tmp_path / "file").write_text("")
+    assert measure_two(tmp_path / "file") == 2
+    assert "File exists" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("# Mine")
+    assert measure_two(tmp_path) == 2
+    assert "is not a report" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert measure_two(tmp_path / "new") == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_a_job_may_be_longer_than_an_argument():
+    job = Job("tests.benchmarks.records:lengths", {"texts": ["x" * 1000] * 1000}, "the job")
+    assert [record["rows"] for record in run_job(job, None)] == [1000 * 1000]
+
+
+def test_a_job_ends_with_whatever_it_has_started():
+    records = run_job(Job("tests.benchmarks.records:with_a_child", {}, "the job"), None)
+    child = next(records)["rows"]
+    records.close()
+    assert is_gone(child)
+
+
+def is_gone(process):
+    for _ in range(100):
+        status = Path(f"/proc/{process}/stat")
+        try:
+            if status.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def worker_of(process):
+    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+        with suppress(OSError):  # It may have ended.
+            if "benchmarks.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                return child
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_a_run_that_is_ended_ends_its_worker(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", *TINY.split(), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    worker = None
+    while worker is None and process.poll() is None:
+        time.sleep(0.1)
+        worker = worker_of(process.pid)
+    time.sleep(0.1)  # until its parent knows
+    process.terminate()
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert "Traceback" not in error
+    assert worker
+    assert is_gone(worker)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("rows --subjects ours softmax", "rows has no softmax, but ours, ours_inplace"),
+        ("rows --subjects quack", "quack is not measured on cpu"),
+        ("rows --tables sigma --subjects ours_apl", "sigma: no table of these has the subjects"),
+        ("train --shapes 60x8x100", "--shapes 60x8x100: tokens must be a multiple of 8"),
+        ("train --memory-shapes 60x8x100", "--memory-shapes 60x8x100: tokens must be a multiple"),
+    ],
+)
+def test_what_does_not_go_together(arguments, complaint, tmp_path, capsys):
+    assert cli.main([*arguments.split(), "--out", str(tmp_path / "new")]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("quick", [False, True])
+def test_subjects_by_default_are_there(device, quick):
+    for name, suite in SUITES.items():
+        asked = suite.defaults(device, quick).get("subjects", [])
+        assert set(asked) <= set(suite.subjects(device)), name
+
+
+def test_the_roof_and_the_library_are_measured_beside_what_is_asked_for():
+    asked = options("rows", subjects=["careful"])
+    found = {spec.table: spec.subjects for spec in SUITES["rows"].specs(asked)}
+    assert found == {
+        "main": ("ours", "copy", "careful"),
+        "phases": ("ours", "copy", "careful"),
+        "memory": ("ours", "careful"),
+    }
+
+
+def test_memory_is_of_the_first_dtype():
+    asked = options("rows", dtypes=["bfloat16", "float32"], tables=["memory"])
+    assert {spec.problem.dtype for spec in SUITES["rows"].specs(asked)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--shapes 4xa", "'4xa' is not of the form NxK"),
+        ("--shapes 4x-5", "'4x-5' is not of the form NxK"),
+        ("--shapes 0x5", "'0' is not a positive whole number"),
+        ("--shapes 4x1", "'4x1' has fewer than 2 classes"),
+        ("--rounds 0", "'0' is not a positive whole number"),
+        ("--threads -1", "not a positive whole number"),
+        ("--seconds 0", "'0' is not a positive number"),
+        ("--limit nan", "'nan' is not a positive number"),
+        ("--sigmas 1 inf", "'inf' is not a positive number"),
+    ],
+)
+def test_values_that_are_impossible(arguments, complaint, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(["rows", *arguments.replace(" -1", "=-1").split()])
+    assert complaint in capsys.readouterr().err
+
+
+def test_settings_may_stand_before_the_command():
+    args = cli.parse(["--quick", "rows", "--tables", "main"])
+    assert (args.command, args.quick, args.tables) == ("rows", True, ["main"])
+    assert cli.parse(["--device", "cuda", "rows"]).device == "cuda"
+    assert cli.parse(["--suites", "rows", "train"]).suites == ["rows", "train"]
+
+
+def test_defaults_in_the_help_are_as_one_types_them(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(["rows", "--quick", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: 1024x32000 65536x10)" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "3",
+        '{"schema_version": 3}',
+        '{"schema_version": 3, "checks": [], "cases": 1}',
+        results().to_json().replace('"git"', '"got"'),
+        results().to_json().replace('"suite": "rows"', '"suite": "rolls"'),
+    ],
+)
+def test_a_file_of_something_else(text, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    assert cli.main(["show", str(file)]) == 2
+    assert "rows.json: not a file of results" in capsys.readouterr().err
+
+
+def test_without_rich_it_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    for name in ("benchmarks.cli", "benchmarks.run"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("benchmarks", run_name="__main__")
+    assert "pip install rich" in capsys.readouterr().err
 
 
 def test_a_job_after_the_limit_is_left_out():

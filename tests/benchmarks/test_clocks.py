@@ -40,7 +40,7 @@ def test_the_host_times_what_has_ended():
 def test_measurements_have_both_times(gpu, monkeypatch):
     monkeypatch.setattr(CudaClock, "warm_up", 0.0)
     prepares = {"fast": lambda i: gpu.step, "slow": lambda i: lambda: gpu.step(6.0)}
-    samples = interleave(prepares, 2, Budget(10, max_rounds=20), CudaClock())
+    samples, _ = interleave(prepares, 2, Budget(10, max_rounds=20), CudaClock())
     fast, slow = measurements(samples, dict.fromkeys(prepares, ""), ("fast",))
     assert fast.milliseconds.median == pytest.approx(2)
     assert slow.ratios["fast"] == pytest.approx(3)
@@ -50,7 +50,7 @@ def test_measurements_have_both_times(gpu, monkeypatch):
 
 def test_rounds_of_warming_up_do_not_count(gpu, monkeypatch):
     monkeypatch.setattr(CudaClock, "warm_up", 0.05)
-    samples = interleave({"a": lambda i: gpu.step}, 1, Budget(10, max_rounds=7), CudaClock())
+    samples, _ = interleave({"a": lambda i: gpu.step}, 1, Budget(10, max_rounds=7), CudaClock())
     assert len(samples["a"].seconds) == len(samples["a"].host_seconds) == 7
     assert gpu.log.count("step") > 1 + 1 + 7
 
@@ -64,6 +64,6 @@ def test_memory_is_returned_when_a_failure_has_let_go_of_it(gpu, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(held[0]()))
-    samples = interleave({"a": lambda i: fails}, 1, Budget(1, max_rounds=1), CudaClock())
+    samples, _ = interleave({"a": lambda i: fails}, 1, Budget(1, max_rounds=1), CudaClock())
     assert samples["a"].error == "OutOfMemoryError: CUDA out of memory."
     assert seen == [None]

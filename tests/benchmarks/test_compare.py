@@ -1,10 +1,14 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from benchmarks.compare import compare, render
+from benchmarks import compare as comparisons
+from benchmarks.compare import render
 from benchmarks.results import Results
 from tests.benchmarks.samples_for_plots import TIMES, failing, sample, sized, timed
+
+compare = partial(comparisons.compare, ours=lambda subject: subject.startswith("ours"))
 
 
 def run(ours=1.25, copy=1.0, **facts):
@@ -104,6 +108,20 @@ def test_failures_of_ours_are_regressions():
     assert not compare(without("ours"), run()).regressed
     assert "## No longer runs" in render(compare(run(), without("ours")))
     assert "## Runs now" in render(compare(without("ours"), run()))
+
+
+def test_a_subject_that_is_gone_is_one_that_no_longer_runs():
+    def without(name):
+        times = {subject: ms for subject, ms in TIMES.items() if subject != name}
+        return sample(timed(1024, 32000, times))
+
+    gone = compare(run(), without("ours_inplace"))
+    assert gone.regressed
+    assert "anl_kernels, inplace=True: not measured" in render(gone).split("## No longer runs")[1]
+    assert not compare(run(), without("official")).regressed
+    back = compare(without("ours_inplace"), run())
+    assert not back.regressed
+    assert "anl_kernels, inplace=True: not measured" in render(back).split("## Runs now")[1]
 
 
 def test_cases_and_surroundings_that_do_not_match():

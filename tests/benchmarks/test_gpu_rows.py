@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 import types
+from itertools import pairwise
 
 import pytest
 
@@ -187,10 +188,20 @@ def test_inputs_that_do_not_fit_are_rows_that_say_so(gpu, monkeypatch):
 
 def test_several_borrowers_never_meet_what_another_wrote():
     inputs = make_inputs(Problem(2, 3), copies=2)
-    for i in (0, 1, 1, 0):
-        spare = inputs.borrow(i)
-        assert torch.equal(spare, inputs.logits[i])
-        spare.zero_()
+    lent = []
+    for _ in range(4):
+        lent.append(inputs.borrow())
+        assert torch.equal(lent[-1], inputs.logits[0])
+        lent[-1].zero_()
+    # Never the one that has just been restored.
+    assert all(one is not other for one, other in pairwise(lent))
+
+
+def test_one_spare_is_restored_where_there_is_no_other():
+    inputs = make_inputs(Problem(2, 3), copies=1)
+    for _ in range(2):
+        assert torch.equal(inputs.borrow().clone(), inputs.logits[0])
+        inputs.spare[0].zero_()
 
 
 def some_backend():

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 import anl_kernels as ak
 from benchmarks.bars import evaluate
 from benchmarks.bounds import BARS
-from benchmarks.cases import memory, smaller, timed
-from benchmarks.gate import GATE_ELEMENTS, checked, gate
+from benchmarks.cases import memory, timed
+from benchmarks.gate import GATE_BYTES, checked, gate
 from benchmarks.inputs import make_inputs
 from benchmarks.problems import Problem
 from benchmarks.results import case_from
@@ -87,16 +87,17 @@ def test_both_layouts_hold_the_same_logits(problem):
 
 
 def test_what_is_lent_keeps_its_layout(inputs, problem):
-    inputs.borrow(0).zero_()
-    inputs.borrow(1)
+    assert inputs.borrow() is inputs.spare[0]
+    inputs.spare[0].zero_()
+    inputs.borrow()
     assert torch.equal(inputs.spare[0], inputs.logits[0])
     assert has_format(inputs.spare[0], problem)
 
 
 def test_the_roof_copies_in_the_order_of_memory(inputs, problem):
-    inputs.spare[1].zero_()
+    inputs.spare[0].zero_()
     copied = SUBJECTS["copy"].build(inputs)(1)()
-    assert copied is inputs.spare[1]
+    assert copied is inputs.spare[0]
     assert torch.equal(copied, inputs.logits[1])
     assert copied.stride() == inputs.logits[1].stride()
 
@@ -161,16 +162,9 @@ def test_the_gate_takes_a_part_of_the_pixels(shape):
     for spec in LAYOUTS.specs(options("layouts", shapes=[shape], tables=["main"])):
         part, whole = checked(spec.problem), spec.problem
         assert part.rows == torch.Size(part.grid).numel()
-        assert part.rows * part.classes <= GATE_ELEMENTS
+        assert part.logits_bytes <= GATE_BYTES or part.grid[:-1] == (2, 1)
         assert part.grid[-1] == whole.grid[-1]  # as long rows of pixels as before
         assert (part.classes, part.layout) == (whole.classes, whole.layout)
-
-
-def test_memory_warms_up_on_fewer_pixels(problem):
-    large = replace(problem, rows=3 * 64 * 128, grid=(3, 64, 128))
-    small = smaller(large)
-    assert (small.rows, small.grid, small.layout) == (3 * 4 * 4, (3, 4, 4), problem.layout)
-    assert smaller(problem).rows == 2 * 4 * 4
 
 
 def test_memory(problem):
@@ -181,7 +175,7 @@ def test_memory(problem):
         pytest.skip(one["ours"].error)
     assert one["ours"].error is None
     assert one.problem == large
-    assert one["ours"].ratios["logits"] <= 1.1
+    assert 0.99 <= one["ours"].ratios["logits"] <= 1.1
 
 
 def test_cross_entropy_is_no_faster():

@@ -141,6 +141,28 @@ def test_labels_are_moved_apart_and_stay_in_order():
     assert min(gaps) >= 0.0999
 
 
+def test_labels_stay_beside_the_axes():
+    places = _apart([0.0, 0.0, 0.02, 0.03, 1.0, 1.0], 0.1)
+    assert min(places) >= 0
+    assert max(places) <= 1
+    gaps = [b - a for a, b in zip(sorted(places), sorted(places)[1:], strict=False)]
+    assert min(gaps) >= 0.0999
+
+
+def test_disturbed_points_are_hollow():
+    pytest.importorskip("matplotlib")
+    cases = [timed(64, k, taken_by_others=0.2 * (k > 1000)) for k in (1000, 32000)]
+    lines = curves(cases, lambda p: p.classes, lambda case, m: (1.0, 2.0, 3.0))
+    assert {tuple(line.disturbed) for line in lines} == {(1,)}
+    (plot, _) = planned(sample(*cases))
+    figure = plot.paint()
+    hollow = [o for o in figure.axes[0].lines if o.get_markerfacecolor() == "white"]
+    assert [list(points.get_xdata()) for points in hollow] == [[32000]] * len(lines)
+    assert "Hollow points" in figure.get_supxlabel()
+    plain = planned(sample(*cases[:1], timed(64, 32000)))[0].paint()
+    assert "Hollow points" not in plain.get_supxlabel()
+
+
 @pytest.mark.parametrize(("count", "text"), [(10, "10"), (1000, "1k"), (2.5e6, "2.5M")])
 def test_counts_on_axes(count, text):
     assert short(count) == text

@@ -4,9 +4,10 @@ import sys
 import pytest
 
 from benchmarks import tables
+from benchmarks.files import write
 from benchmarks.plots import planned, source
 from benchmarks.report import __main__ as command
-from benchmarks.report import documents, stale, write_folder, write_section
+from benchmarks.report import documents, make_ready, stale, write_folder, write_section
 from benchmarks.results import Results
 from tests.benchmarks.samples_for_plots import TIMES, rows_run, sample, sized, timed
 
@@ -23,8 +24,13 @@ def stand_in_draw(run, folder):
     """Files that say what they were drawn from; drawing takes time and has tests of its own."""
     paths = [folder / plot.name for plot in planned(run)]
     for path in paths:
-        path.write_bytes(source(run).encode())
+        path.write_bytes(picture(source(run)))
     return paths
+
+
+def picture(origin):
+    """The start of a PNG as plots have it."""
+    return b"\x89PNG tEXtSource\0" + origin.encode()
 
 
 @pytest.fixture
@@ -78,6 +84,9 @@ def test_round_trip(tree, capsys):
     for link in re.findall(r"\]\(([^)]+)\)", document):
         assert (folder / link).exists(), link
 
+    for path in folder.glob("*.png"):
+        assert documents.SOURCE.search(path.read_bytes()[: documents.BEFORE_PIXELS])
+
     # A digit that somebody typed
     (tree / "README.md").write_text(written.replace("1.25", "1.24", 1))
     assert stale(tree / "README.md", tree / "results") == [f"{tree / 'README.md'}: performance"]
@@ -90,8 +99,9 @@ def test_what_is_out_of_date_in_a_folder(tree):
     command.main(arguments(tree))
     folder = tree / "results" / "a-cpu"
     (folder / "rows-memory.png").unlink()
-    (folder / "rows-old.png").write_bytes(b"")
-    (folder / "README.md").write_text("older")
+    (folder / "rows-old.png").write_bytes(picture("0" * 64))
+    (folder / "photo.png").write_bytes(b"\x89PNG tEXtSource\0A camera")
+    (folder / "README.md").write_text(f"older, {documents.ORIGIN}")
     run = sample(*rows_run().cases, commit="fedcba9876543210", threads=2)
     (folder / "rows.json").write_text(run.to_json())
     found = "\n".join(stale(tree / "README.md", tree / "results"))
@@ -104,6 +114,7 @@ def test_what_is_out_of_date_in_a_folder(tree):
     write_section(tree / "README.md", tree / "results")
     assert stale(tree / "README.md", tree / "results") == []
     assert not (folder / "rows-old.png").exists()
+    assert (folder / "photo.png").exists()
 
 
 def test_the_section_has_the_figures_of_the_file(tree):
@@ -180,8 +191,38 @@ def test_a_readme_without_a_place_is_an_error(tree, capsys):
 
 def test_no_results(tmp_path):
     (tmp_path / "README.md").write_text(README)
-    (tmp_path / "results").mkdir()
-    assert "There are no results yet." in section_of(tmp_path)
+    assert "There are no results yet." in section_of(tmp_path)  # not even the folder
+    assert command.main(arguments(tmp_path, "--check")) == 0
+    (tmp_path / "results" / "a-cpu").mkdir(parents=True)
+    assert command.main(arguments(tmp_path, "--check")) == 0
+
+
+def test_a_readme_of_somebody_else_is_kept(tree):
+    folder = tree / "results" / "a-cpu"
+    (folder / "README.md").write_text("# Mine\n")
+    for refuse in (write_folder, make_ready):
+        with pytest.raises(ValueError, match=r"README\.md is not a report"):
+            refuse(folder)
+    assert (folder / "README.md").read_text() == "# Mine\n"
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_other_files_are_nobodys_business(tree):
+    folder = tree / "results" / "a-cpu"
+    (folder / "notes.json").write_text("{")
+    write_folder(folder)
+    (folder / "rows.json").write_text(sample(suite="rolls").to_json())
+    with pytest.raises(ValueError, match=r"rows\.json: not a file of results: .* 'rolls'"):
+        write_folder(folder)
+
+
+def test_a_file_is_written_at_once(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    write(file, "one")
+    monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(file, "two")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
 
 
 def test_without_matplotlib_the_tables_are_written(tree, monkeypatch):

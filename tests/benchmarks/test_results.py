@@ -132,6 +132,25 @@ def test_a_peer_that_is_missing_everywhere_is_one_line():
     assert "- Liger, in 2 cases: No module named 'liger_kernel'" in text
 
 
+def test_few_samples_are_marked():
+    few = replace(SPREAD, samples=4)
+    text = render(results(case(replace(measured("ours"), milliseconds=few))))
+    assert rows(text, "OURS") == [["OURS", "2†"]]
+
+
+def test_compilers_have_their_time_by_subject():
+    def compiled(name, ms):
+        return replace(measured(name), label=f"torch.compile of {name}", first_call_ms=ms)
+
+    text = render(
+        results(
+            case(compiled("ANL", 2000.0), compiled("CE", 500.0)),
+            case(compiled("ANL", 3000.0), classes=10),
+        )
+    )
+    assert "torch.compile of ANL 2 to 3; torch.compile of CE 0.5 (compilation" in text
+
+
 def test_short_times_are_in_microseconds():
     short = replace(SPREAD, median=0.0123)
     text = render(results(case(replace(measured("ours"), milliseconds=short))))

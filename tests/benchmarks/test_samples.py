@@ -44,13 +44,13 @@ def fails(i):
 
 
 def test_every_subject_in_every_round():
-    samples = interleave({"a": nothing, "b": nothing}, 1, Budget(10, max_rounds=20))
+    samples, _ = interleave({"a": nothing, "b": nothing}, 1, Budget(10, max_rounds=20))
     assert all(taken.first_call is not None for taken in samples.values())
     assert sum(len(taken.seconds) for taken in samples.values()) > 20
 
 
 def test_a_slow_subject_sits_out():
-    samples = interleave(
+    samples, _ = interleave(
         {"slow": lambda i: lambda: time.sleep(0.02), **dict.fromkeys("abcd", nothing)},
         1,
         Budget(10, max_rounds=50),
@@ -61,7 +61,9 @@ def test_a_slow_subject_sits_out():
 
 def test_subjects_that_fail_leave_their_share_to_the_others():
     bad = dict.fromkeys("abcdefgh", fails)
-    samples = interleave({"good": nothing, "other": nothing, **bad}, 1, Budget(10, max_rounds=50))
+    samples, _ = interleave(
+        {"good": nothing, "other": nothing, **bad}, 1, Budget(10, max_rounds=50)
+    )
     assert len(samples["good"].seconds) + len(samples["other"].seconds) > 50
 
 
@@ -72,9 +74,24 @@ def test_copies_take_turns():
 
 
 def test_a_failing_subject_is_a_row():
-    samples = interleave({"good": nothing, "bad": fails}, 1, Budget(10, max_rounds=3))
+    samples, _ = interleave({"good": nothing, "bad": fails}, 1, Budget(10, max_rounds=3))
     good, bad = measurements(samples, {"good": "Good", "bad": "Bad"}, ("good", "bad"))
     assert bad.error == "RuntimeError: no such library"
     assert bad.milliseconds is None
     assert good.milliseconds.samples == 3
     assert good.ratios == {"good": 1.0}
+
+
+def test_others_are_watched_while_the_rounds_last(monkeypatch):
+    """Compilation, before them, would hide how disturbed they were."""
+    seen = []
+
+    def watch():
+        seen.append("watch")
+        return lambda: 0.25
+
+    monkeypatch.setattr("benchmarks.timing.watch", watch)
+    step = {"a": lambda i: lambda: seen.append("step")}
+    _, share = interleave(step, 1, Budget(10, max_rounds=2))
+    assert share == 0.25
+    assert seen == ["step", "step", "watch", "step", "step"]

@@ -3,9 +3,11 @@ import torch
 
 import anl_kernels as ak
 from anl_kernels.terms import REGISTRY
+from benchmarks import run
 from benchmarks.bounds import BARS
 from benchmarks.gate import gate
 from benchmarks.inputs import MAX_COPIES, copies_to_flush, make_inputs
+from benchmarks.jobs import run_job
 from benchmarks.memory import peak_growth
 from benchmarks.peers import (
     careful_anl,
@@ -15,6 +17,7 @@ from benchmarks.peers import (
     official_apl,
 )
 from benchmarks.problems import PHASES, Problem
+from benchmarks.results import case_from
 from benchmarks.subjects import SUBJECTS
 from benchmarks.subjects.library import term_instances
 from benchmarks.suite import Spec
@@ -192,3 +195,18 @@ def test_peak_growth():
     except OSError as reason:
         pytest.skip(str(reason))
     assert growth == pytest.approx(1 << 26, rel=0.05)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(32, 100_000), (100, 100_000)])
+def test_memory_that_the_library_keeps_is_counted(rows, classes):
+    """A gradient of 4 MiB and more is kept for the next one, which has to be seen all the same."""
+    job = run.jobs(
+        [Spec("memory", Problem(rows, classes), ("ours",), roof=None, measured="memory")],
+        options("rows"),
+    )[0]
+    (record,) = run_job(job, threads=None)
+    measured = case_from(record)["ours"]
+    if "OSError" in (measured.error or ""):
+        pytest.skip(measured.error)
+    assert measured.error is None
+    assert 0.99 <= measured.ratios["logits"] <= 1.2
