@@ -68,6 +68,8 @@ def render(results: Results, bars: Sequence[Bar], every: bool = False) -> str:
     rows = []
     held = results.device, results.suite
     bars = [bar for bar in bars if (bar.device, bar.suite) == held]
+    if not bars:
+        return "No bar is set for this suite.\n"
     for bar, findings in zip(bars, evaluate(results, bars), strict=True):
         start = [bar.title, bar.regime or "any", f"{bar.sense} {bar.bound:g}"]
         if not findings:

@@ -99,7 +99,7 @@ def _fitting(problem: Problem, subjects: Sequence[Candidate]) -> list[Check]:
     """What cannot be checked is not right."""
     try:
         return _compare(problem, subjects)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:  # out of memory, or refused
         names = ", ".join(map(str, subjects))
         return [Check(f"{names}, {problem}: {one_line(error)}", math.nan, 0.0)]
 

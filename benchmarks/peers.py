@@ -10,6 +10,14 @@ from torch import Tensor
 
 ALPHA = BETA = 5.0
 MIN_PROB = 1e-7
+"""The papers' ..."""
+MIN_PROB_OF_MANY = 1e-9
+"""... and where 1 / K is not above it, so that they would clamp all classes of uniform logits."""
+
+
+def min_prob_at(num_classes: int) -> float:
+    """NNCE's smallest probability."""
+    return MIN_PROB if num_classes * MIN_PROB < 1 else MIN_PROB_OF_MANY
 
 
 def official_anl(logits: Tensor, target: Tensor) -> Tensor:
@@ -31,7 +39,8 @@ def careful_anl(logits: Tensor, target: Tensor) -> Tensor:
     """As well as it can be written: one log-softmax in float32 or better, no one-hot."""
     log_probs, label = _log_softmax(logits), target.unsqueeze(1)
     nce = log_probs.gather(1, label) / log_probs.sum(dim=1, keepdim=True)
-    shifted = log_probs.clamp(min=math.log(MIN_PROB)) - math.log(MIN_PROB)
+    lowest = math.log(min_prob_at(logits.shape[1]))
+    shifted = log_probs.clamp(min=lowest) - lowest
     nnce = 1 - shifted.gather(1, label) / shifted.sum(dim=1, keepdim=True)
     return (ALPHA * nce + BETA * nnce).mean()
 
@@ -51,8 +60,9 @@ def _official_nce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _official_nnce(logits: Tensor, target: Tensor) -> Tensor:
-    probs = F.softmax(logits, dim=1).clamp(min=MIN_PROB, max=1.0)
-    shifted = probs.log() - math.log(MIN_PROB)
+    min_prob = min_prob_at(logits.shape[1])
+    probs = F.softmax(logits, dim=1).clamp(min=min_prob, max=1.0)
+    shifted = probs.log() - math.log(min_prob)
     one_hot = F.one_hot(target, logits.shape[1])
     losses = 1 - (one_hot * shifted).sum(dim=1) / shifted.sum(dim=1)
     return losses.mean()

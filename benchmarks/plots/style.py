@@ -90,7 +90,8 @@ class Palette:
 
 def _known(subject: str) -> str | None:
     """Of the subject, or of what it is a case of: softmax_liger has Liger's."""
-    return COLOURS.get(subject) or COLOURS.get(subject.rpartition("_")[2])
+    names = [name for name in COLOURS if f"_{subject}".endswith(f"_{name}")]
+    return COLOURS[max(names, key=len)] if names else None
 
 
 @contextmanager

@@ -9,7 +9,13 @@ import torch
 import anl_kernels as ak
 from anl_kernels.terms import REGISTRY, Term
 from benchmarks.inputs import Inputs
-from benchmarks.peers import careful_apl, official_anl_by_rows
+from benchmarks.peers import (
+    MIN_PROB,
+    MIN_PROB_OF_MANY,
+    careful_apl,
+    min_prob_at,
+    official_anl_by_rows,
+)
 from benchmarks.subjects.base import (
     SUBJECTS,
     Criterion,
@@ -30,8 +36,21 @@ PARAMETERS: dict[str, dict[str, float]] = {
 }
 """Of terms that have no defaults: the papers', for CIFAR-10."""
 
-anl: Criterion = ak.ActiveNegativeLoss()
-anl_inplace: Criterion = ak.ActiveNegativeLoss(inplace=True)
+
+def _anl_at_any_size(inplace: bool) -> Criterion:
+    """The papers' loss, or the one that many classes need: see ``min_prob_at``."""
+    papers = ak.ActiveNegativeLoss(min_prob=MIN_PROB, inplace=inplace)
+    of_many = ak.ActiveNegativeLoss(min_prob=MIN_PROB_OF_MANY, inplace=inplace)
+
+    def criterion(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        few = min_prob_at(logits.shape[1]) == MIN_PROB
+        return (papers if few else of_many)(logits, target)
+
+    return criterion
+
+
+anl = _anl_at_any_size(inplace=False)
+anl_inplace = _anl_at_any_size(inplace=True)
 apl: Criterion = ak.ActivePassiveLoss(passive="mae")
 
 _anl = {"criterion": anl, "truth": official_anl_by_rows}

@@ -189,6 +189,21 @@ def test_the_gate_is_red_where_it_is_wrong(monkeypatch):
     assert not any(check.passed for check in checks)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_anl_of_ten_million_classes(inplace):
+    """The papers' smallest probability would be too large for them."""
+    name = "ours_inplace" if inplace else "ours"
+    checks = list(gate([Spec("classes", Problem(4, 10_000_000), (name,))]))
+    assert [check for check in checks if not check.passed] == []
+    assert len(checks) == 2
+
+
+def test_what_refuses_is_red():
+    (check,) = gate([Spec("main", Problem(4, 10_000_000), ("ours_function",))])
+    assert not check.passed
+    assert "min_prob must be below" in check.what
+
+
 def test_peak_growth():
     try:
         growth = peak_growth(lambda: torch.ones(1 << 24))
