@@ -148,4 +148,12 @@ def _pixels(prefix: str, device: str, regime: str | None) -> Bar:
 
 OF_LAYOUTS = (_pixels("", "cpu", "warm"), _pixels("GPU: ", "cuda", None))
 
-BARS = ON_CPU + ON_GPU + IN_TRAINING + OF_HEADS + OF_LAYOUTS
+# The copy's time per byte is the same at any number of classes.
+FLAT = (
+    Bar(
+        "K >= 1000, as many logits: ours / copy", "ours", "copy", "<=", 2, ("classes",),
+        concerns=_LARGE, suite="scaling",
+    ),
+)  # fmt: skip
+
+BARS = ON_CPU + ON_GPU + IN_TRAINING + OF_HEADS + OF_LAYOUTS + FLAT

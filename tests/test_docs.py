@@ -74,3 +74,10 @@ def test_the_readme_lists_every_keyword():
 def test_the_table_of_the_algebra_has_every_term():
     rows = re.findall(r"^\| (\w+)(?:, [^|]*)? \|", MATH.read_text("utf-8"), re.M)
     assert set(REGISTRY) <= set(rows)
+
+
+def test_figures_are_those_of_the_committed_results():
+    """``python -m benchmarks.report`` makes the documents anew."""
+    from benchmarks.report import stale
+
+    assert stale() == []

@@ -16,6 +16,8 @@ from benchmarks.results import Case, Results
 
 SUITES_HERE = ("linear", "layouts", "softmax", "overhead", "train")
 """Those with a table of their own, in this order."""
+SIZES_HERE = ("linear", "train")
+"""Those of them whose memory is not that of ``rows`` once more."""
 PEERS = ("cross_entropy", "liger", "quack", "compiled", "official")
 """Columns of the first table, of those that have figures."""
 TELLING = {(4096, 1000), (1024, 32000), (512, 128256), (65536, 10), (8192, 32768), (8192, 131072)}
@@ -112,10 +114,10 @@ def _is_telling(case: Case, other: Case | None) -> bool:
 
 
 def _suite(results: Results) -> list[str]:
-    """The first table of times and the first of memory."""
+    """The first table of times and, if it says more, the first of memory."""
     tables = [typical(results.of_table(name)) for name in dict.fromkeys(map(_table, results.cases))]
     timed = next(filter(_has_times, tables), None)
-    sized = next(filter(_has_sizes, tables), None)
+    sized = next(filter(_has_sizes, tables), None) if results.suite in SIZES_HERE else None
     return [*(_timed(results, timed) if timed else []), *(_sized(results, sized) if sized else [])]
 
 
