@@ -83,7 +83,7 @@ def draw_bars(axes: Axes, panel: Panel, palette: Palette, unit: str) -> None:
     axes.set_ylim(len(panel.bars) - 0.45, -0.55)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 1.45 * limit)
+    axes.set_xlim(0, 1.55 * limit)
     axes.set_xlabel(unit, color=FAINT)
     axes.set_title(panel.title, loc="right")  # over the labels: the axes are narrower than it
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
 
 from benchmarks.gate import runs
 from benchmarks.jobs import REGIMES
 from benchmarks.subjects import SUBJECTS
+
+Shape = tuple[int, ...]
 
 GPU_BACKENDS = ("triton", "cuda")
 """The library's, each of which is measured beside what "auto" takes."""
@@ -21,6 +24,11 @@ def chosen(options: Namespace, names: Iterable[str]) -> tuple[str, ...]:
 def regimes(options: Namespace) -> list[str]:
     """Of the memory allocator."""
     return list(REGIMES) if options.regime == "both" else [options.regime]
+
+
+def each(options: Namespace, shapes: Iterable[Shape]) -> Iterator[tuple[str, Shape, str]]:
+    """Regime, shape and dtype of each case, those in one process after each other."""
+    return product(regimes(options), shapes, options.dtypes)
 
 
 def library_backends(device: str) -> list[str]:

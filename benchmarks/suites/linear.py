@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.problems import Problem
 from benchmarks.suite import Arguments, Spec, Suite, Table
-from benchmarks.suites.choices import chosen, regimes
-
-Shape = tuple[int, ...]
+from benchmarks.suites.choices import Shape, chosen, each
 
 MAIN = (
     "linear_unfused", "products", "linear_unfused_cross_entropy", "linear_torch",
@@ -59,12 +57,9 @@ CUDA_QUICK: Arguments = {
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
-    for regime in regimes(options):
-        for shape in options.shapes:
-            for dtype in options.dtypes:
-                problem = _problem(shape, dtype, options)
-                subjects = chosen(options, MAIN)
-                yield Spec("main", problem, subjects, regime, roof="products", ours=OURS)
+    for regime, shape, dtype in each(options, options.shapes):
+        problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
+        yield Spec("main", problem, subjects, regime, roof="products", ours=OURS)
 
 
 def _memory(options: Namespace) -> Iterator[Spec]:

@@ -9,9 +9,7 @@ from typing import Any
 from benchmarks.problems import PHASES, Problem
 from benchmarks.subjects.library import term_instances
 from benchmarks.suite import Arguments, Spec, Suite, Table
-from benchmarks.suites.choices import chosen, library_backends, regimes
-
-Shape = tuple[int, ...]
+from benchmarks.suites.choices import Shape, chosen, each, library_backends, regimes
 
 MAIN = (
     "ours", "ours_inplace", "triton", "triton_inplace", "cuda", "cuda_inplace", "ours_compiled",
@@ -87,11 +85,8 @@ CUDA_QUICK: Arguments = {
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
-    for regime in regimes(options):
-        for shape in options.shapes:
-            for dtype in options.dtypes:
-                problem = _problem(shape, dtype, options)
-                yield Spec("main", problem, chosen(options, MAIN), regime)
+    for regime, shape, dtype in each(options, options.shapes):
+        yield Spec("main", _problem(shape, dtype, options), chosen(options, MAIN), regime)
 
 
 # One regime in these: the heap that keeps freed memory, where page faults do not blur the kernel.

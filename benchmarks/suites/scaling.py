@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.problems import Problem
 from benchmarks.suite import Arguments, Spec, Suite, Table
-from benchmarks.suites.choices import chosen, regimes
+from benchmarks.suites.choices import Shape, chosen, each
 
 SUBJECTS = (
     "ours", "ours_inplace", "triton", "cuda", "copy", "cross_entropy", "compiled", "careful",
@@ -59,12 +59,10 @@ def _rows(options: Namespace) -> Iterator[Spec]:
     return _specs("rows", [(rows, classes) for rows in _up_to(most)], options)
 
 
-def _specs(table: str, shapes: list[tuple[int, ...]], options: Namespace) -> Iterator[Spec]:
-    for regime in regimes(options):
-        for rows, classes in shapes:
-            for dtype in options.dtypes:
-                problem = Problem(rows, classes, dtype, device=options.device)
-                yield Spec(table, problem, chosen(options, SUBJECTS), regime)
+def _specs(table: str, shapes: list[Shape], options: Namespace) -> Iterator[Spec]:
+    for regime, (rows, classes), dtype in each(options, shapes):
+        problem = Problem(rows, classes, dtype, device=options.device)
+        yield Spec(table, problem, chosen(options, SUBJECTS), regime)
 
 
 def _up_to(most: int) -> Iterator[int]:

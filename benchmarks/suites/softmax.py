@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.problems import Problem
 from benchmarks.suite import Arguments, Spec, Suite, Table
-from benchmarks.suites.choices import chosen, regimes
+from benchmarks.suites.choices import chosen, each
 
 SUBJECTS = (
     "softmax", "softmax_triton", "softmax_cuda", "copy", "softmax_torch", "softmax_compiled",
@@ -49,12 +49,10 @@ def _inference(options: Namespace) -> Iterator[Spec]:
 
 
 def _specs(table: str, phase: str, options: Namespace) -> Iterator[Spec]:
-    for regime in regimes(options):
-        for rows, classes in options.shapes:
-            for dtype in options.dtypes:
-                problem = Problem(rows, classes, dtype, device=options.device, phase=phase)
-                subjects = chosen(options, SUBJECTS)
-                yield Spec(table, problem, subjects, regime, floor=FLOORS[phase], ours="softmax")
+    for regime, (rows, classes), dtype in each(options, options.shapes):
+        problem = Problem(rows, classes, dtype, device=options.device, phase=phase)
+        subjects = chosen(options, SUBJECTS)
+        yield Spec(table, problem, subjects, regime, floor=FLOORS[phase], ours="softmax")
 
 
 SOFTMAX = Suite(

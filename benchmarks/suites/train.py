@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.problems import Problem
 from benchmarks.subjects.train import BATCH
 from benchmarks.suite import Arguments, Spec, Suite, Table
-from benchmarks.suites.choices import chosen, regimes
+from benchmarks.suites.choices import Shape, chosen, each
 
 MAIN = (
     "train_ours", "train_ours_inplace", "train_no_loss", "train_cross_entropy", "train_compiled",
@@ -57,11 +57,9 @@ CUDA_QUICK: Arguments = {
 
 
 def _main(options: Namespace) -> Iterator[Spec]:
-    for regime in regimes(options):
-        for shape in _shapes("--shapes", options.shapes):
-            for dtype in options.dtypes:
-                problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
-                yield Spec("main", problem, subjects, regime, roof=ROOF, ours=OURS)
+    for regime, shape, dtype in each(options, _shapes("--shapes", options.shapes)):
+        problem, subjects = _problem(shape, dtype, options), chosen(options, MAIN)
+        yield Spec("main", problem, subjects, regime, roof=ROOF, ours=OURS)
 
 
 def _memory(options: Namespace) -> Iterator[Spec]:
@@ -71,7 +69,7 @@ def _memory(options: Namespace) -> Iterator[Spec]:
             yield Spec("memory", problem, subjects, roof=None, ours=OURS, measured="memory")
 
 
-def _shapes(argument: str, shapes: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+def _shapes(argument: str, shapes: list[Shape]) -> Iterator[Shape]:
     for shape in shapes:
         if shape[0] % BATCH:
             given = "x".join(map(str, shape))
@@ -79,7 +77,7 @@ def _shapes(argument: str, shapes: list[tuple[int, ...]]) -> Iterator[tuple[int,
         yield shape
 
 
-def _problem(shape: tuple[int, ...], dtype: str, options: Namespace) -> Problem:
+def _problem(shape: Shape, dtype: str, options: Namespace) -> Problem:
     tokens, width, vocabulary = shape
     return Problem(
         tokens,
