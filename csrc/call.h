@@ -50,6 +50,18 @@ struct RowGradArgs : RowArgs {
   const void* stats;
 };
 
+// Numbers of a row that shards exchange before its lse is known: m, mass and total of the others,
+// their count, z_y (Kernels.shard_statistics).
+constexpr int num_statistics = 5;
+
+// A row_loss in three calls, for rows of which each shard has some classes: statistics, sums,
+// heads. A label that is no class is in another shard.
+struct ShardArgs : RowLossArgs {
+  void* statistics; // (N, num_statistics): a result of the first call; of whole rows in the others
+  void* sums;       // (N, dense terms, 2): a result of the second, of whole rows in the third
+  bool aux;         // ignored rows are read
+};
+
 struct SoftmaxBackwardArgs {
   Type type;
   Shape shape;

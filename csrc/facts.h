@@ -14,6 +14,17 @@ inline std::vector<std::string> functor_names() {
 #undef ANL_NAME
 }
 
+// Those whose sum needs the row's lse.
+inline std::vector<std::string> dense_functors() {
+  std::vector<std::string> names;
+#define ANL_ADD_IF_DENSE(name, F)                                                                  \
+  if (F<double>::sum == Sum::Dense)                                                                \
+    names.push_back(name);
+  ANL_FOR_EACH_FUNCTOR(ANL_ADD_IF_DENSE)
+#undef ANL_ADD_IF_DENSE
+  return names;
+}
+
 inline std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;

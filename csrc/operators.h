@@ -13,6 +13,13 @@ inline void define_operators(torch::Library& library) {
               "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
               "Tensor stats, int[] functors, float[] numbers, int ignore_index) -> ()");
+  library.def("shard_statistics(Tensor logits, Tensor target, int ignore_index, bool aux) -> "
+              "(Tensor, Tensor)");
+  library.def("shard_sums(Tensor logits, Tensor target, Tensor statistics, int[] functors, "
+              "float[] numbers, int ignore_index, bool aux) -> Tensor");
+  library.def("shard_finish(Tensor statistics, Tensor sums, Tensor target, Tensor? term_weights, "
+              "int[] functors, float[] numbers, int ignore_index, bool write_stats, bool aux) -> "
+              "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("softmax(Tensor logits) -> Tensor");
   library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
   library.def("empty_like_rows(Tensor logits) -> Tensor");

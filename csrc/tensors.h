@@ -4,6 +4,7 @@
 
 #include "call.h"
 #include "row.h"
+#include "terms.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/core/Tensor.h>
@@ -120,6 +121,16 @@ struct TermList {
     }
     return terms;
   }
+
+  int64_t num_dense() const {
+#define ANL_IS_DENSE(name, F) F<double>::sum == Sum::Dense,
+    constexpr bool is_dense[] = {ANL_FOR_EACH_FUNCTOR(ANL_IS_DENSE)};
+#undef ANL_IS_DENSE
+    int64_t count = 0;
+    for (const TermSpec& term : specs())
+      count += is_dense[term.functor];
+    return count;
+  }
 };
 
 // What every row call is given, as kernels read it: the tensors live as long as their arguments.
@@ -127,15 +138,19 @@ struct RowInputs {
   Tensor logits, labels, scale;
   std::vector<TermSpec> terms;
 
+  RowInputs(const Tensor& logits, const Tensor& target) // whose results no row scales
+      : logits(readable(logits)), labels(target.contiguous()) {}
   RowInputs(const Tensor& logits, const Tensor& target, const Tensor& row_scale)
-      : logits(readable(logits)), labels(target.contiguous()), scale(row_scale.contiguous()) {}
+      : RowInputs(logits, target) {
+    scale = row_scale.contiguous();
+  }
   RowInputs(const RowInputs&) = delete; // arguments point into it
 
   bool empty() const { return logits.numel() == 0; }
 
   void fill_in(RowArgs& args, const TermList& list, int64_t ignore_index) {
     const auto acc = accumulator_of(logits);
-    TORCH_CHECK(scale.scalar_type() == acc, "row_scale must be ", acc);
+    TORCH_CHECK(!scale.defined() || scale.scalar_type() == acc, "row_scale must be ", acc);
     TORCH_CHECK(labels.scalar_type() == at::kLong || labels.scalar_type() == at::kInt,
                 "target must be int64 or int32");
     const View view = view_of(logits);
@@ -147,8 +162,8 @@ struct RowInputs {
     args.target = labels.data_ptr();
     args.target_is_int32 = labels.scalar_type() == at::kInt;
     args.ignore_index = ignore_index;
-    args.row_scale = scale.data_ptr();
-    args.scale_stride = scale.numel() == 1 ? 0 : 1;
+    args.row_scale = data_of(scale);
+    args.scale_stride = !scale.defined() || scale.numel() == 1 ? 0 : 1;
     args.terms = terms.data();
     args.num_terms = int(terms.size());
   }
@@ -224,6 +239,85 @@ struct RowGradCall : RowInputs {
     fill_in(args, list, ignore_index);
     args.grad = rows_of(grad);
     args.stats = stats.data_ptr();
+  }
+};
+
+// A call for shards, which may have results for every row.
+struct ShardCall : RowInputs {
+  int64_t N;
+  ShardArgs args = {}; // filled in unless there are no rows
+
+  ShardCall(const Tensor& given, const Tensor& target, const TermList& list, int64_t ignore_index,
+            bool aux)
+      : RowInputs(given, target), N(target.numel()) {
+    if (empty())
+      return;
+    fill_in(args, list, ignore_index);
+    args.aux = aux;
+  }
+
+  Tensor rows(at::IntArrayRef shape) const {
+    return at::empty(shape, logits.options().dtype(accumulator_of(logits)));
+  }
+  // What another call made, as kernels read it.
+  Tensor made(const Tensor& given, int64_t columns) const {
+    TORCH_CHECK(given.dim() == 2 && given.size(0) == N && given.size(1) == columns &&
+                    given.scalar_type() == accumulator_of(logits),
+                "expected (", N, ", ", columns, ") of ", accumulator_of(logits), ", got ",
+                given.sizes(), " of ", given.scalar_type());
+    return given.contiguous();
+  }
+};
+
+struct ShardStatisticsCall : ShardCall {
+  Tensor statistics, best;
+
+  ShardStatisticsCall(const Tensor& given, const Tensor& target, int64_t ignore_index, bool aux)
+      : ShardCall(given, target, {}, ignore_index, aux), statistics(rows({N, num_statistics})),
+        best(at::empty({aux ? N : 0}, logits.options().dtype(at::kLong))) {
+    args.statistics = statistics.data_ptr();
+    args.argmax = aux ? best.data_ptr<int64_t>() : nullptr;
+  }
+};
+
+struct ShardSumsCall : ShardCall {
+  Tensor statistics, sums;
+
+  ShardSumsCall(const Tensor& given, const Tensor& target, const Tensor& merged,
+                const TermList& list, int64_t ignore_index, bool aux)
+      : ShardCall(given, target, list, ignore_index, aux), statistics(made(merged, num_statistics)),
+        sums(rows({N, 2 * list.num_dense()})) {
+    args.statistics = statistics.data_ptr();
+    args.sums = sums.data_ptr();
+  }
+  bool empty() const { return ShardCall::empty() || sums.numel() == 0; }
+};
+
+// Row losses, stats, term losses, lse, p_y.
+using ShardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The statistics are the rows that are read.
+struct ShardFinishCall : ShardCall {
+  Tensor sums, weights;
+  ShardOutputs outputs;
+
+  ShardFinishCall(const Tensor& merged, const Tensor& summed, const Tensor& target,
+                  const OptionalTensor& term_weights, const TermList& list, int64_t ignore_index,
+                  bool write_stats, bool aux)
+      : ShardCall(merged.contiguous(), target, list, ignore_index, aux),
+        sums(made(summed, 2 * list.num_dense())),
+        weights(term_weights ? term_weights->contiguous() : Tensor()),
+        outputs{rows({N}), write_stats ? rows({N, num_stats + list.size()}) : Tensor(),
+                aux ? rows({N, list.size()}) : Tensor(), aux ? rows({N}) : Tensor(),
+                aux ? rows({N}) : Tensor()} {
+    args.statistics = made(logits, num_statistics).data_ptr();
+    args.sums = sums.data_ptr();
+    args.term_weights = data_of(weights);
+    args.row_losses = data_of(std::get<0>(outputs));
+    args.stats = data_of(std::get<1>(outputs));
+    args.term_losses = data_of(std::get<2>(outputs));
+    args.lse = data_of(std::get<3>(outputs));
+    args.p_y = data_of(std::get<4>(outputs));
   }
 };
 

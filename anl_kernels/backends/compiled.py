@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +17,12 @@ class CompiledBackend:
     Args:
         operators: their namespace, such as ``torch.ops.anl_kernels_cpu``.
         functors: the names of the functors that the kernels have, in their order.
+        dense: the names of those with a sum that needs the row's lse.
     """
 
-    def __init__(self, operators: Any, functors: Sequence[str]) -> None:
+    def __init__(self, operators: Any, functors: Sequence[str], dense: Collection[str]) -> None:
         self._operators = operators
+        self._dense = frozenset(dense)
         self._functors = {name: place for place, name in enumerate(functors)}
         self.empty_like_rows = operators.empty_like_rows
         self.scale_ = operators.scale_
@@ -70,6 +72,45 @@ class CompiledBackend:
         encoded = request.terms.derived(self._encode)
         self._operators.row_grad_into(
             grad, logits, target, row_scale, stats, *encoded, request.ignore_index
+        )
+
+    def is_dense(self, functor: str) -> bool:
+        """See ``Kernels.is_dense``."""
+        return functor in self._dense
+
+    def shard_statistics(
+        self, logits: Tensor, target: Tensor, request: RowRequest
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels.shard_statistics``."""
+        return self._operators.shard_statistics(logits, target, request.ignore_index, request.aux)
+
+    def shard_sums(
+        self, logits: Tensor, target: Tensor, statistics: Tensor, request: RowRequest
+    ) -> Tensor:
+        """See ``Kernels.shard_sums``."""
+        encoded = request.terms.derived(self._encode)
+        return self._operators.shard_sums(
+            logits, target, statistics, *encoded, request.ignore_index, request.aux
+        )
+
+    def shard_finish(
+        self,
+        statistics: Tensor,
+        sums: Tensor,
+        target: Tensor,
+        term_weights: Tensor | None,
+        request: RowRequest,
+    ) -> RowOutputs:
+        """See ``Kernels.shard_finish``."""
+        encoded = request.terms.derived(self._encode)
+        nothing = statistics.new_empty((0,))
+        row_losses, *others = self._operators.shard_finish(
+            statistics, sums, target, term_weights, *encoded, request.ignore_index,
+            request.write_stats, request.aux,
+        )  # fmt: skip
+        stats, term_losses, lse, p_y = others
+        return RowOutputs(
+            nothing, row_losses, nothing, stats, term_losses, lse, p_y, nothing, nothing
         )
 
     def _encode(self, terms: Terms) -> tuple[list[int], list[float]]:

@@ -14,6 +14,9 @@ NUM_STATS = 4
 """Saved numbers of a row beside one slope for each term; see docs/math.md."""
 
 
+NUM_STATISTICS = 5
+"""Columns of :meth:`Kernels.shard_statistics`."""
+
 NUM_SCALARS = 3
 """Most hyper-parameters that a functor takes."""
 
@@ -119,7 +122,7 @@ def tensors_only(outputs: RowOutputs, logits: Tensor) -> tuple[Tensor, ...]:
 
 
 class Backend(Protocol):
-    """A set of kernels. Logits are (K,), (N, K) or (N, K, d1, ...) of any strides."""
+    """What computes rows. Logits are (K,), (N, K) or (N, K, d1, ...) of any strides."""
 
     def knows(self, functor: str) -> bool:
         """Whether the kernels have the functor that a term names."""
@@ -159,6 +162,61 @@ class Backend(Protocol):
 
     def scale_(self, tensor: Tensor, factor: Tensor) -> None:
         """Multiply in place by a 0-d tensor; free when it is 1, without asking the host."""
+        ...
+
+
+class Kernels(Backend, Protocol):
+    """A backend of kernels, which can also work on some of a row's classes."""
+
+    def is_dense(self, functor: str) -> bool:
+        """Whether a functor's sum needs the row's lse first: :meth:`shard_sums` makes it."""
+        ...
+
+    def shard_statistics(
+        self, logits: Tensor, target: Tensor, request: RowRequest
+    ) -> tuple[Tensor, Tensor]:
+        """What a shard, some of the classes of every row, knows before the row's lse is known.
+
+        ``target`` holds the label's place in this shard; a label that is elsewhere is -1. There is
+        at least one class here. Rows whose label is ``ignore_index`` need not be read unless
+        ``request.aux``.
+
+        Returns:
+            (N, NUM_STATISTICS) in the accumulator dtype: of the classes here, less the label and
+            those with a logit of -inf, their maximum m (-inf if there is none), the sums of
+            exp(z - m) and of z - m, and their number; then the label's logit, -inf if it is
+            elsewhere. And the place of that maximum, the first of equals, as (N,) int64; without
+            elements unless ``request.aux``.
+        """
+        ...
+
+    def shard_sums(
+        self, logits: Tensor, target: Tensor, statistics: Tensor, request: RowRequest
+    ) -> Tensor:
+        """Sums over the classes of a shard, less the label, once the statistics are of whole rows.
+
+        Returns:
+            (N, 2 * number of dense terms) in the accumulator dtype: for each, in the order of the
+            terms, the sum of phi and that of its slope. Zeros where a row is not read.
+        """
+        ...
+
+    def shard_finish(
+        self,
+        statistics: Tensor,
+        sums: Tensor,
+        target: Tensor,
+        term_weights: Tensor | None,
+        request: RowRequest,
+    ) -> RowOutputs:
+        """The heads of rows, from statistics and sums of all their classes.
+
+        Of the target only whether it is ``ignore_index`` matters. A label's logit of NaN makes the
+        row NaN.
+
+        Returns:
+            Row losses and, as ``request`` asks, stats, term losses, lse and p_y; nothing else.
+        """
         ...
 
     def softmax(self, logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from anl_kernels.backends import gpu_choice
 from anl_kernels.backends.compiled import CompiledBackend
 from anl_kernels.backends.cpu import library as cpu_library
 from anl_kernels.backends.cuda import library as cuda_library
-from anl_kernels.backends.interface import Backend
+from anl_kernels.backends.interface import Kernels
 from anl_kernels.terms import Terms
 
 AUTO = "auto"
@@ -217,14 +217,20 @@ def interpreting() -> bool:
 
 
 @lru_cache
-def load_backend(name: str) -> Backend:
-    """The implementation of a backend that can run on this machine."""
+def load_backend(name: str) -> Kernels:
+    """The kernels of a backend that can run on this machine."""
     if name == TRITON:
         from anl_kernels.backends.triton import launch
 
         return launch
     if name == CPU:
-        return CompiledBackend(torch.ops.anl_kernels_cpu, cpu_library.load().functor_names())
+        module = cpu_library.load()
+        return CompiledBackend(
+            torch.ops.anl_kernels_cpu, module.functor_names(), module.dense_functors()
+        )
     if name == CUDA:
-        return CompiledBackend(torch.ops.anl_kernels_cuda, cuda_library.load().functor_names())
+        module = cuda_library.load()
+        return CompiledBackend(
+            torch.ops.anl_kernels_cuda, module.functor_names(), module.dense_functors()
+        )
     raise ValueError(f"{name!r} is not a kernel backend")

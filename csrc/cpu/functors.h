@@ -13,7 +13,8 @@ template <class A> constexpr int block = unroll * lanes<A>;
 template <class T> using Accumulator = typename AccumulatorOf<T>::A;
 
 // A contiguous piece of a row: logits z, and e with p = e * to_p. y is the target's place in it, or
-// -1. e is 0 at the target, past n up to a whole block, and at classes that are not there.
+// -1. e is 0 at the target, past n up to a whole block, and at classes that are not there; it is
+// null where a single sweep makes p for itself.
 template <class T> struct Piece {
   using A = Accumulator<T>;
   const T* z;
@@ -54,19 +55,20 @@ template <class A> ANL_INLINE V<A> add_up(const V<A> (&part)[unroll]) {
 }
 
 // Sums over the others of phi and of its slope.
-template <class T, class F>
-void sums_along(const void* functor, const Piece<T>& piece, Accumulator<T>* sums) {
-  using A = Accumulator<T>;
-  const F f = *static_cast<const F*>(functor);
+template <class T, class F, bool has_e, class A = Accumulator<T>>
+void sums_of_piece(const F& f, const Piece<T>& piece, A* sums) {
   V<A> values[unroll] = {}, slopes[unroll] = {};
   alignas(64) T copy[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
     const T* z = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
-    const A* e = piece.e + at;
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z_u = load_wide(z + u * lanes<A>), p = load(e + u * lanes<A>) * piece.to_p;
-      const V<A> l = (z_u - piece.m) - piece.log_s;
+      const V<A> z_u = load_wide(z + u * lanes<A>), l = (z_u - piece.m) - piece.log_s;
+      V<A> p;
+      if constexpr (has_e)
+        p = load(piece.e + at + u * lanes<A>) * piece.to_p;
+      else
+        p = exp_nonpositive<A>(l);
       Phi<V<A>> phi = f.both(l, p);
       if (!F::vanishes) {
         const I<A> there = z_u != A(-INFINITY);
@@ -78,6 +80,11 @@ void sums_along(const void* functor, const Piece<T>& piece, Accumulator<T>* sums
   }
   sums[0] = sum_across<A>(add_up<A>(values));
   sums[1] = sum_across<A>(add_up<A>(slopes));
+}
+template <class T, class F>
+void sums_along(const void* functor, const Piece<T>& piece, Accumulator<T>* sums) {
+  const F f = *static_cast<const F*>(functor);
+  piece.e ? sums_of_piece<T, F, true>(f, piece, sums) : sums_of_piece<T, F, false>(f, piece, sums);
 }
 
 // The gradient at other classes is base + sum_t G_t slope_t(l, p) - q e.

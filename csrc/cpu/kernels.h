@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "shards.h"
 #include "softmax.h"
 
 namespace anl::cpu {
@@ -60,6 +61,22 @@ Job* row_grad(const RowGradArgs& args) {
                                            : typed<RowGradJob>(for_long_rows(args));
 }
 
+Job* shard_statistics(const ShardArgs& args) {
+  return in_tiles(args.shape, args.logits) ? typed<ShardStatisticsTiles>(args)
+                                           : typed<ShardStatisticsRows>(args);
+}
+
+Job* shard_sums(const ShardArgs& args) {
+  return in_tiles(args.shape, args.logits) ? typed<ShardSumsTiles>(args)
+                                           : typed<ShardSumsRows>(args);
+}
+
+Job* shard_finish(const ShardArgs& args) {
+  if (args.type == Type::Float64)
+    return new ShardFinishTiles<double>(args);
+  return new ShardFinishTiles<float>(args);
+}
+
 Job* softmax_backward(const SoftmaxBackwardArgs& args) {
   return in_tiles(args.shape, args.probs) ? typed<SoftmaxBackwardTiles>(args)
                                           : typed<SoftmaxBackwardRows>(for_long_rows(args));
@@ -96,7 +113,12 @@ void elementary(Elementary function, Type type, const void* x, void* y, int64_t 
   (type == Type::Float64 ? call_all<double> : call_all<float>)(function, x, y, count);
 }
 
-const Kernels kernels = {row_loss, row_grad, softmax_backward,
+const Kernels kernels = {row_loss,
+                         row_grad,
+                         shard_statistics,
+                         shard_sums,
+                         shard_finish,
+                         softmax_backward,
                          sizeof functor_tables<float> / sizeof functor_tables<float>[0],
                          elementary};
 

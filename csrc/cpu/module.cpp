@@ -13,6 +13,7 @@ PYBIND11_MODULE(_cpu, module) {
   namespace py = pybind11;
   using namespace anl::cpu;
   module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
+  module.def("dense_functors", anl::dense_functors, "Those whose sum needs the row's lse.");
   module.def(
       "set_kernels",
       [](const py::capsule& table) { set_kernels(table.get_pointer<const Kernels>()); },

@@ -114,6 +114,39 @@ void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& targe
   run(kernels->row_grad(call.args));
 }
 
+// See Kernels.shard_statistics.
+std::tuple<Tensor, Tensor> shard_statistics(const Tensor& logits, const Tensor& target,
+                                            int64_t ignore_index, bool aux) {
+  const ShardStatisticsCall call(logits, target, ignore_index, aux);
+  if (!call.empty())
+    run(kernels->shard_statistics(call.args));
+  return {call.statistics, call.best};
+}
+
+// See Kernels.shard_sums.
+Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& statistics,
+                  at::IntArrayRef functors, at::ArrayRef<double> numbers, int64_t ignore_index,
+                  bool aux) {
+  const ShardSumsCall call(logits, target, statistics, {functors, numbers, kernels->num_functors},
+                           ignore_index, aux);
+  if (!call.empty())
+    run(kernels->shard_sums(call.args));
+  return call.sums;
+}
+
+// See Kernels.shard_finish.
+ShardOutputs shard_finish(const Tensor& statistics, const Tensor& sums, const Tensor& target,
+                          const OptionalTensor& term_weights, at::IntArrayRef functors,
+                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_stats,
+                          bool aux) {
+  const ShardFinishCall call(statistics, sums, target, term_weights,
+                             {functors, numbers, kernels->num_functors}, ignore_index, write_stats,
+                             aux);
+  if (!call.empty())
+    run(kernels->shard_finish(call.args));
+  return call.outputs;
+}
+
 Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, empty_strided); }
 
 Tensor softmax(const Tensor& given) {
@@ -152,6 +185,9 @@ TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("row_loss", row_loss);
   library.impl("scan_labels", scan_labels);
   library.impl("row_grad_into", row_grad_into);
+  library.impl("shard_statistics", shard_statistics);
+  library.impl("shard_sums", shard_sums);
+  library.impl("shard_finish", shard_finish);
   library.impl("softmax", softmax);
   library.impl("softmax_backward", softmax_backward);
   library.impl("empty_like_rows", empty_like_rows);

@@ -30,12 +30,11 @@ public:
       return {false, -1};
     return {true, y >= 0 && y < args_.shape.K ? y : -1};
   }
-  // The target's logit: none for an ignored row, and NaN, which spreads over the row, for a label
-  // that is not a class.
-  A target_logit(const Label& label, int64_t n) const {
+  // The target's logit: none for an ignored row, `nowhere` for a label that is not a class.
+  A target_logit(const Label& label, int64_t n, A nowhere) const {
     if (!label.counted)
       return -INFINITY;
-    return label.y < 0 ? A(NAN) : A(widen(row(args_.logits, n)[label.y * args_.logits.cls]));
+    return label.y < 0 ? nowhere : A(widen(row(args_.logits, n)[label.y * args_.logits.cls]));
   }
   A scale(int64_t n) const {
     const A scale = static_cast<const A*>(args_.row_scale)[n * args_.scale_stride];

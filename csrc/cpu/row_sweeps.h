@@ -2,9 +2,7 @@
 // for terms with a dense sum; written. Only the first reads far memory.
 #pragma once
 
-#include "../row.h"
-#include "reader.h"
-#include "row_output.h"
+#include "row_pieces.h"
 
 namespace anl::cpu {
 
@@ -47,18 +45,16 @@ template <class A> struct Book {
   }
 };
 
-template <class A> A exp_of(A x) { return exp_nonpositive<A>(fill(x))[0]; }
-
 template <class T> class RowSweeps {
 public:
   using A = typename AccumulatorOf<T>::A;
   RowSweeps(const RowLossArgs& args, const Terms<T>& terms)
-      : args_(args), terms_(terms), read_(args), cut_(args.shape.K) {}
+      : args_(args), terms_(terms), read_(args) {}
 
-  const Cut<A>& cut() const { return cut_; }
-  int64_t book_bytes() const { return Book<A>::bytes(cut_.count(), terms_.count(), kept()); }
+  const Cut<A>& cut() const { return read_.cut; }
+  int64_t book_bytes() const { return Book<A>::bytes(cut().count(), terms_.count(), kept()); }
   void take(Book<A>& book, Workspace& space) const {
-    book.take(space, cut_.count(), terms_.count(), kept());
+    book.take(space, cut().count(), terms_.count(), kept());
   }
   void open(Book<A>& book, int64_t n) const { book.label = read_.label(n); }
 
@@ -75,39 +71,19 @@ public:
   }
 
   void measure_piece(Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece) const {
-    const int size = cut_.size(piece), y = cut_.place(book.label.y, piece);
-    const T* from = at(args_.logits, n, piece);
-    const T* z = gathered(from, args_.logits.cls, size, buffers.z);
-    const T* next = args_.logits.cls == 1 ? from + piece_size<A> : nullptr;
-    book.pieces[piece] = measure(z, size, y, e_of(book, buffers, piece), next);
-    if (args_.argmax)
-      book.best[piece] = first_equal(z, size, y, book.pieces[piece].max);
+    book.pieces[piece] = read_.measure(n, piece, book.label, buffers.z, e_of(book, buffers, piece),
+                                       args_.argmax ? book.best + piece : nullptr);
   }
 
   void normalise_row(Book<A>& book, int64_t n) const {
-    A top = lowest<A>, bottom = INFINITY;
-    double count = 0, mass = 0, total = 0;
-    for (int64_t c = 0; c < cut_.count(); ++c) {
-      const Statistics<A>& s = book.pieces[c];
-      top = s.max > top ? s.max : top;
-      bottom = s.min < bottom ? s.min : bottom;
-      count += s.count;
-    }
-    for (int64_t c = 0; c < cut_.count(); ++c)
-      mass += double(book.pieces[c].mass) * exp_of(book.pieces[c].max - top);
-    const Softmax<V<A>> softmax = normalise(fill(count > 0 ? top : A(-INFINITY)), fill(A(mass)),
-                                            fill(read_.target_logit(book.label, n)));
-    book.softmax = {softmax.m[0], softmax.log_s[0], softmax.l_y[0], softmax.p_y[0],
-                    softmax.rest[0]};
-    for (int64_t c = 0; c < cut_.count(); ++c) {
-      const Statistics<A>& s = book.pieces[c];
-      total += s.total + double(s.count) * (double(s.max) - book.softmax.m);
-    }
-    book.total = A(total);
-    book.count = A(count);
-    book.holes = bottom == A(-INFINITY);
-    book.lowest_l = (bottom - book.softmax.m) - book.softmax.log_s;
-    book.highest_l = (top - book.softmax.m) - book.softmax.log_s;
+    const Merged<A> all = merged(book.pieces, cut().count());
+    // NaN, which spreads over the row, for a label that is not a class.
+    book.softmax = softmax_of(all.m(), all.mass, read_.target_logit(book.label, n, A(NAN)));
+    book.total = total_about(book.softmax.m, book.pieces, cut().count());
+    book.count = all.count;
+    book.holes = all.min == A(-INFINITY);
+    book.lowest_l = (all.min - book.softmax.m) - book.softmax.log_s;
+    book.highest_l = (all.max - book.softmax.m) - book.softmax.log_s;
     for (int t = 0; t < terms_.count(); ++t) {
       book.lines[t] = line(book, t);
       book.sweep[t] = !book.lines[t].holds;
@@ -176,33 +152,30 @@ public:
       const RowGradient<A> row = {{book.base, book.q}, book.gy, book.G, book.sweep, book.holes};
       write_gradient(terms_, row, view, buffers.numbers, outlet(args_.grad, buffers, n, piece));
     } else if (grad) {
-      zero_out(at(args_.grad, n, piece), args_.grad.cls, view.n);
+      zero_out(read_.at(args_.grad, n, piece), args_.grad.cls, view.n);
     }
   }
 
 private:
   int64_t kept() const {
-    return args_.shape.K <= kept_classes ? cut_.count() * piece_size<A> + block<A> : 0;
-  }
-  T* at(const Rows& rows, int64_t n, int64_t piece) const {
-    return read_.row(rows, n) + cut_.start(piece) * rows.cls;
+    return args_.shape.K <= kept_classes ? cut().count() * piece_size<A> + block<A> : 0;
   }
   Outlet<T> outlet(const Rows& rows, Buffers<T>& buffers, int64_t n, int64_t piece) const {
-    return {at(rows, n, piece), rows.cls, buffers.out, args_.past_cache};
+    return {read_.at(rows, n, piece), rows.cls, buffers.out, args_.past_cache};
   }
   A* e_of(const Book<A>& book, Buffers<T>& buffers, int64_t piece) const {
-    return book.kept_e ? book.kept_e + cut_.start(piece) : buffers.e;
+    return book.kept_e ? book.kept_e + cut().start(piece) : buffers.e;
   }
 
   // A piece for another sweep: its e made again if it was not kept.
   Piece<T> view_of(const Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece,
                    bool with_logits) const {
     Statistics<A> s = book.pieces[piece];
-    const int size = cut_.size(piece), y = cut_.place(book.label.y, piece);
+    const int size = cut().size(piece), y = cut().place(book.label.y, piece);
     const T* z = nullptr;
     A* e = e_of(book, buffers, piece);
     if (with_logits || !book.kept_e)
-      z = gathered(at(args_.logits, n, piece), args_.logits.cls, size, buffers.z);
+      z = read_.logits(n, piece, buffers.z);
     if (!book.kept_e)
       exponentials<T>(z, size, y, e, nullptr, &s);
     if (book.holes && z && z != buffers.z) // the gradient may overwrite what says where they are
@@ -225,7 +198,7 @@ private:
   A sum_of(const Book<A>& book, int t, int which) const {
     if (book.sweep[t]) {
       double sum = 0;
-      for (int64_t c = 0; c < cut_.count(); ++c)
+      for (int64_t c = 0; c < cut().count(); ++c)
         sum += book.dense[(c * terms_.count() + t) * 2 + which];
       return A(sum);
     }
@@ -243,18 +216,14 @@ private:
     return reads;
   }
   int64_t best_class(const Book<A>& book, int64_t n) const {
-    int64_t piece = 0;
-    for (int64_t c = 1; c < cut_.count(); ++c)
-      piece = book.pieces[c].max > book.pieces[piece].max ? c : piece;
-    const int64_t best = cut_.start(piece) + book.best[piece];
-    const A z_y = read_.target_logit(book.label, n), top = book.pieces[piece].max;
-    return z_y > top || (z_y == top && book.label.y < best) ? book.label.y : best;
+    const Best<A> best = best_of(book.pieces, book.best, cut());
+    const A z_y = read_.target_logit(book.label, n, A(NAN));
+    return z_y > best.z || (z_y == best.z && book.label.y < best.place) ? book.label.y : best.place;
   }
 
   const RowLossArgs& args_;
   const Terms<T>& terms_;
-  Reader<T> read_;
-  Cut<A> cut_;
+  const PieceReader<T> read_;
 };
 
 } // namespace anl::cpu

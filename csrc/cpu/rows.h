@@ -135,53 +135,50 @@ template <class T> class RowGradJob : public Job {
 public:
   using A = typename AccumulatorOf<T>::A;
   explicit RowGradJob(const RowGradArgs& args)
-      : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_), cut_(args.shape.K),
+      : args_(args), terms_(args.terms, args.num_terms, nullptr), read_(args_),
         sweep_(new bool[args.num_terms]) {
     for (int t = 0; t < terms_.count(); ++t)
       sweep_[t] = terms_[t].table->sum == Sum::Dense;
   }
 
-  int64_t units(int) const override { return args_.shape.rows() * cut_.count(); }
-  int64_t elements_of_unit(int) const override { return cut_.size(0); }
+  int64_t units(int) const override { return args_.shape.rows() * read_.cut.count(); }
+  int64_t elements_of_unit(int) const override { return read_.cut.size(0); }
 
   void run(int, int64_t begin, int64_t end) override {
     Workspace space(Memory::of_thread(), Buffers<T>::bytes() + aligned(terms_.count() * sizeof(A)));
     Buffers<T> buffers(space);
     A* G = space.take<A>(terms_.count());
     for (int64_t unit = begin; unit < end; ++unit)
-      write_piece(buffers, G, unit / cut_.count(), unit % cut_.count());
+      write_piece(buffers, G, unit / read_.cut.count(), unit % read_.cut.count());
     finish_streaming();
   }
 
 private:
   void write_piece(Buffers<T>& buffers, A* G, int64_t n, int64_t piece) const {
-    const int64_t first = cut_.start(piece), cls = args_.grad.cls;
-    const int size = cut_.size(piece);
-    T* to = read_.row(args_.grad, n) + first * cls;
+    const int64_t cls = args_.grad.cls;
+    T* to = read_.at(args_.grad, n, piece);
     const Label label = read_.label(n);
     if (!label.counted)
-      return zero_out(to, cls, size);
-    const int y = cut_.place(label.y, piece), count = terms_.count();
+      return zero_out(to, cls, read_.cut.size(piece));
+    const int count = terms_.count();
     const A* stats = static_cast<const A*>(args_.stats) + n * (num_stats + count);
-    const A m = stats[0], log_s = stats[1], scale = read_.scale(n);
-    const T* from = read_.row(args_.logits, n) + first * args_.logits.cls;
-    const T* z = gathered(from, args_.logits.cls, size, buffers.z);
+    const A scale = read_.scale(n);
     RowGradient<A> row = {{A(0), stats[3] * scale}, stats[2] * scale, G, sweep_.get(), false};
-    row.holes = probabilities(z, size, y, m, log_s, buffers.e);
-    if (row.holes && z != buffers.z)
-      z = static_cast<T*>(memcpy(buffers.z, z, size * sizeof(T)));
+    Piece<T> view = read_.view(n, piece, label, stats[0], stats[1], buffers.z, buffers.e);
+    row.holes = probabilities(view, buffers.e);
+    if (row.holes && view.z != buffers.z) // the gradient may overwrite what says where they are
+      view.z = static_cast<T*>(memcpy(buffers.z, view.z, view.n * sizeof(T)));
     for (int t = 0; t < count; ++t) {
       G[t] = stats[num_stats + t] * scale;
       row.affine.base += terms_[t].table->sum == Sum::Affine ? G[t] : A(0);
     }
-    write_gradient(terms_, row, {z, buffers.e, size, y, m, log_s, A(1)}, buffers.numbers,
+    write_gradient(terms_, row, view, buffers.numbers,
                    Outlet<T>(to, cls, buffers.out, args_.past_cache));
   }
 
   const RowGradArgs args_;
   const Terms<T> terms_;
-  const Reader<T> read_;
-  const Cut<A> cut_;
+  const PieceReader<T> read_;
   const std::unique_ptr<bool[]> sweep_;
 };
 

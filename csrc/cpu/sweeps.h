@@ -155,27 +155,35 @@ Statistics<A> measure(const T* z, int n, int y, A* e, const T* next) {
 }
 
 // p of a row whose softmax is known, 0 at the target; returns whether a class is not there.
-template <class T, class A = Accumulator<T>>
-bool probabilities(const T* z, int n, int y, A m, A log_s, A* p) {
+template <class T, class A = Accumulator<T>> bool probabilities(Piece<T> piece, A* p) {
   alignas(64) T copy[block<A>];
   V<A> least = fill(A(0));
-  for (int at = 0; at < n; at += block<A>) {
-    const T* from = whole_block(z, at, n, y, minus_infinity<T>(), copy);
+  for (int at = 0; at < piece.n; at += block<A>) {
+    const T* from = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z_u = load_wide(from + u * lanes<A>);
+      const V<A> z = load_wide(from + u * lanes<A>);
       if (from != copy)
-        least = min<A>(z_u, least);
-      store(p + at + u * lanes<A>, exp_nonpositive<A>((z_u - m) - log_s));
+        least = min<A>(z, least);
+      store(p + at + u * lanes<A>, exp_nonpositive<A>((z - piece.m) - piece.log_s));
     }
-    for (int i = 0; from == copy && i < block<A> && at + i < n; ++i)
-      least[0] = widen(z[at + i]) < least[0] ? widen(z[at + i]) : least[0];
+    for (int i = at; from == copy && i < at + block<A> && i < piece.n; ++i)
+      least[0] = widen(piece.z[i]) < least[0] ? widen(piece.z[i]) : least[0];
   }
   return min_across<A>(least) == A(-INFINITY);
 }
 
 template <class T, class A = Accumulator<T>> int first_equal(const T* z, int n, int y, A value) {
-  for (int i = 0; i < n; ++i)
+  int i = 0;
+  for (; i + block<A> <= n; i += block<A>) {
+    I<A> other = I<A>{} - 1;
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u)
+      other &= load_wide(z + i + u * lanes<A>) != value;
+    if (!all(other))
+      break;
+  }
+  for (; i < n; ++i)
     if (widen(z[i]) == value && i != y)
       return i;
   return n - 1;

@@ -195,10 +195,8 @@ void open_rows(const RowArgs& args, int64_t n, int count, int P, TileRows<A>& ro
   const A* scale = static_cast<const A*>(args.row_scale);
   for (int j = 0; args.grad.data && j < count; ++j)
     rows.scale[j] = scale[(n + j) * args.scale_stride];
-  for (int j = 0; j < P; ++j) {
-    rows.z_y[j] = rows.counted[j] ? A(NAN) : A(-INFINITY);
+  for (int j = 0; j < P; ++j)
     rows.scale[j] = rows.scale[j] == rows.scale[j] ? rows.scale[j] : A(NAN);
-  }
 }
 
 // f(row, its target's place) for the rows whose targets are among `K` classes from `first`.

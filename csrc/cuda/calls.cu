@@ -21,6 +21,19 @@ Plan planned(RowLossArgs& args, const Place& place) {
                    device_of(place), limits());
 }
 
+Plan planned_shard(RowLossArgs& args, const Place& place) {
+  check_shape(args.shape);
+  canonical(args.shape, args.logits);
+  return plan_shard(args.type, args.shape, args.logits, Cluster::shared_bytes, device_of(place),
+                    limits());
+}
+
+Launched launched(const RowArgs& args, const Plan& plan) {
+  const Grid grid = grid_of(plan, args.shape, size_of(args.type));
+  return {name_of(plan.form), grid.blocks_x * grid.blocks_y, grid.threads, grid.cluster,
+          grid.shared_bytes};
+}
+
 int64_t stats_bytes(const RowLossArgs& args) {
   return args.shape.rows() * (num_stats + args.num_terms) * accumulator_size(args.type);
 }
@@ -66,12 +79,28 @@ void row_loss(const RowLossArgs& given, const Workspace& workspace, const Place&
   }
 }
 
-RowLossLaunch row_loss_launch(const RowLossArgs& given, const Place& place) {
+Launched row_loss_launch(const RowLossArgs& given, const Place& place) {
   RowLossArgs args = given;
   const Plan plan = planned(args, place);
-  const Grid grid = grid_of(plan, args.shape, size_of(args.type));
-  return {name_of(plan.form), grid.blocks_x * grid.blocks_y, grid.threads, grid.cluster,
-          grid.shared_bytes};
+  return launched(args, plan);
+}
+
+void shard_statistics(const ShardArgs& given, const Place& place) {
+  ShardArgs args = given;
+  const Plan plan = planned_shard(args, place);
+  launch_shard_statistics(args, plan, place.stream);
+}
+
+void shard_sums(const ShardArgs& given, const Place& place) {
+  ShardArgs args = given;
+  const Plan plan = planned_shard(args, place);
+  launch_shard_sums(args, plan, place.stream);
+}
+
+Launched shard_launch(const RowLossArgs& given, const Place& place) {
+  RowLossArgs args = given;
+  const Plan plan = planned_shard(args, place);
+  return launched(args, plan);
 }
 
 void row_grad(const RowGradArgs& given, const Place& place) {

@@ -79,7 +79,8 @@ ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, boo
   using A = Accumulator<T>;
   const RowLossArgs& args = p.args;
   const Statistics<A> s = team.reduce(statistics_of(source, p.terms.linear));
-  RowSums<A> row = row_sums(s, label, int(args.shape.K));
+  RowSums<A> row = row_sums(s, label.z_y);
+  const bool absent = some_absent(row, label, int(args.shape.K));
   sum_dense(p.terms, source, s, team, slots, row);
   if (args.argmax) {
     const Best<A> best = team.reduce(best_of(source));
@@ -95,8 +96,7 @@ ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, boo
   team.synchronise();
   if (!exists || !(grad || probs))
     return;
-  const RowGradient<A> gradient = {slots.gy(), slots.q(),       slots.base(),
-                                   row.lines,  row.some_absent, !counts};
+  const RowGradient<A> gradient = {slots.gy(), slots.q(), slots.base(), row.lines, absent, !counts};
   write_row(
       p.terms, source, scale_of(row), gradient, [&](int i) { return slots.slope(i); }, label,
       row.softmax.p_y, grad, probs);

@@ -31,10 +31,8 @@ void launch_grad_rows(const RowGradArgs& args, const Rows& probs, const Plan& pl
     const RowGradParam<A> p = {args, probs, plan, terms_of<A>(args)};
     const int64_t bytes = row_bytes(args.shape.K, sizeof(T));
     const int64_t vectors = std::min(bytes, plan.part_bytes) / 16;
-    // Two vectors to a thread at the least, which it reads together.
-    const int64_t warps = ceil_div(vectors, 2 * warp_size);
-    const int threads = int(std::min<int64_t>(grad_threads, warps * warp_size));
-    const Grid grid = {args.shape.rows(), int(parts_of_row(plan, args.shape, sizeof(T))), threads};
+    const Grid grid = {args.shape.rows(), int(parts_of_row(plan, args.shape, sizeof(T))),
+                       threads_for(vectors, grad_threads)};
     launch(grad_rows_kernel<T>, "grad_rows", grid, stream, p);
   });
 }

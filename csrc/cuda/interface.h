@@ -40,17 +40,22 @@ void row_loss(const RowLossArgs&, const Workspace&, const Place&);
 void row_grad(const RowGradArgs&, const Place&);
 void softmax_backward(const SoftmaxBackwardArgs&, const Place&);
 
+void shard_statistics(const ShardArgs&, const Place&);
+void shard_sums(const ShardArgs&, const Place&);
+void shard_finish(const ShardArgs&, const Place&);
+
 // Multiplies `count` numbers by one on the device, in the accumulator's type: float64 for float64,
 // else float32. Reads and writes nothing when it is 1.
 void scale(Type, void* data, int64_t count, const void* factor, const Place&);
 
-// What row_loss launches, for people and tests.
-struct RowLossLaunch {
+// How a call is launched, for people and tests.
+struct Launched {
   const char* form; // plan.h
   int64_t blocks;
   int threads, cluster;
   int64_t shared_bytes;
 };
-RowLossLaunch row_loss_launch(const RowLossArgs&, const Place&);
+Launched row_loss_launch(const RowLossArgs&, const Place&);
+Launched shard_launch(const RowLossArgs&, const Place&); // of statistics and of sums
 
 } // namespace anl::cuda

@@ -90,5 +90,7 @@ void launch_grad_rows(const RowGradArgs&, const Rows& probs, const Plan&, void* 
 // The split form leaves its gradient, and the softmax, to launch_grad_rows: args.stats is written.
 int64_t split_workspace(const RowLossArgs&, const Plan&);
 void launch_split(const RowLossArgs&, const Plan&, void* workspace, void* stream);
+void launch_shard_statistics(const ShardArgs&, const Plan&, void* stream);
+void launch_shard_sums(const ShardArgs&, const Plan&, void* stream);
 
 } // namespace anl::cuda

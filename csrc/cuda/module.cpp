@@ -72,8 +72,8 @@ void set_limits(const std::map<std::string, int64_t>& numbers) {
   anl::cuda::limits() = changed;
 }
 
-py::dict row_loss_launch(const at::Tensor& logits) {
-  const anl::cuda::RowLossLaunch launch = anl::cuda::launch_of(logits);
+template <anl::cuda::LaunchOf* of> py::dict launch_of(const at::Tensor& logits) {
+  const anl::cuda::Launched launch = anl::cuda::launch_of(logits, of);
   return py::dict(py::arg("form") = launch.form, py::arg("blocks") = launch.blocks,
                   py::arg("threads") = launch.threads, py::arg("cluster") = launch.cluster,
                   py::arg("shared_bytes") = launch.shared_bytes);
@@ -85,6 +85,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("device_type") = device_type;
   module.attr("max_terms") = anl::cuda::max_terms;
   module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
+  module.def("dense_functors", anl::dense_functors, "Those whose sum needs the row's lse.");
   module.def("compiler", anl::compiler, "What compiled this module for the host.");
   module.def("cuda_version", cuda_version, "The CUDA that the kernels were compiled with.");
   module.def("architectures", architectures, "The compute capabilities they were compiled for.");
@@ -93,5 +94,8 @@ PYBIND11_MODULE(_cuda, module) {
       "set_limits",
       [](const py::kwargs& numbers) { set_limits(numbers.cast<std::map<std::string, int64_t>>()); },
       "Change some of limits(), for tests.");
-  module.def("row_loss_launch", row_loss_launch, "How the loss of these logits is launched.");
+  module.def("row_loss_launch", launch_of<anl::cuda::row_loss_launch>,
+             "How the loss of these logits is launched.");
+  module.def("shard_launch", launch_of<anl::cuda::shard_launch>,
+             "How the statistics of these logits, a shard's, are launched.");
 }

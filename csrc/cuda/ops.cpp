@@ -77,6 +77,48 @@ void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& targe
   cuda::row_grad(call.args, device.place());
 }
 
+// See Kernels.shard_statistics.
+std::tuple<Tensor, Tensor> shard_statistics(const Tensor& logits, const Tensor& target,
+                                            int64_t ignore_index, bool aux) {
+  check_device("target", target, logits);
+  const OnDeviceOf device(logits);
+  const ShardStatisticsCall call(logits, target, ignore_index, aux);
+  if (!call.empty())
+    cuda::shard_statistics(call.args, device.place());
+  return {call.statistics, call.best};
+}
+
+// See Kernels.shard_sums.
+Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& statistics,
+                  at::IntArrayRef functors, at::ArrayRef<double> numbers, int64_t ignore_index,
+                  bool aux) {
+  check_device("target", target, logits);
+  check_device("statistics", statistics, logits);
+  const OnDeviceOf device(logits);
+  const ShardSumsCall call(logits, target, statistics, terms_of(functors, numbers), ignore_index,
+                           aux);
+  if (!call.empty())
+    cuda::shard_sums(call.args, device.place());
+  return call.sums;
+}
+
+// See Kernels.shard_finish.
+ShardOutputs shard_finish(const Tensor& statistics, const Tensor& sums, const Tensor& target,
+                          const OptionalTensor& term_weights, at::IntArrayRef functors,
+                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_stats,
+                          bool aux) {
+  check_device("sums", sums, statistics);
+  check_device("target", target, statistics);
+  if (term_weights)
+    check_device("term_weights", *term_weights, statistics);
+  const OnDeviceOf device(statistics);
+  const ShardFinishCall call(statistics, sums, target, term_weights, terms_of(functors, numbers),
+                             ignore_index, write_stats, aux);
+  if (!call.empty())
+    cuda::shard_finish(call.args, device.place());
+  return call.outputs;
+}
+
 Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, allocate); }
 
 Tensor softmax(const Tensor& given) {
@@ -118,6 +160,9 @@ TORCH_LIBRARY(anl_kernels_cuda, library) { define_operators(library); }
 TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
   library.impl("row_loss", row_loss);
   library.impl("row_grad_into", row_grad_into);
+  library.impl("shard_statistics", shard_statistics);
+  library.impl("shard_sums", shard_sums);
+  library.impl("shard_finish", shard_finish);
   library.impl("softmax", softmax);
   library.impl("softmax_backward", softmax_backward);
   library.impl("empty_like_rows", empty_like_rows);
@@ -126,10 +171,10 @@ TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
 
 } // namespace
 
-RowLossLaunch launch_of(const Tensor& given) {
+Launched launch_of(const Tensor& given, LaunchOf* of) {
   const OnDeviceOf device(given);
   const Tensor logits = readable(given);
-  return row_loss_launch(softmax_args(logits, Tensor()), device.place());
+  return of(softmax_args(logits, Tensor()), device.place());
 }
 
 } // namespace anl::cuda

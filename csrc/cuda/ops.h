@@ -7,7 +7,8 @@
 
 namespace anl::cuda {
 
-// How the loss of these logits is launched, if its terms have no sums of their own.
-RowLossLaunch launch_of(const at::Tensor& logits);
+// How a call with these logits is launched, if its terms have no sums of their own.
+using LaunchOf = Launched(const RowLossArgs&, const Place&);
+Launched launch_of(const at::Tensor& logits, LaunchOf*);
 
 } // namespace anl::cuda

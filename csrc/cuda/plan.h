@@ -146,6 +146,32 @@ inline Plan plan_grad(Type type, const Shape& shape, const Rows& rows, const Dev
   return plan;
 }
 
+// Threads that have two of these vectors each, at the least, which they read together.
+inline int threads_for(int64_t vectors, int most) {
+  return int(std::min<int64_t>(most, ceil_div(vectors, 2 * warp_size) * warp_size));
+}
+
+// Blocks that a multiprocessor should have when rows are only read.
+constexpr int reading_blocks = 4;
+
+// The statistics or the sums of a shard: nearly every call reads its rows once, so that they are
+// not kept, and lanes read them where they lie. Few long rows take clusters, which fill the device
+// without memory to merge in.
+inline Plan plan_shard(Type type, const Shape& shape, const Rows& rows, int64_t fixed_bytes,
+                       const Device& device, const Limits& limits) {
+  if (rows.cls != 1 || shape.K <= limits.tile_classes)
+    return plan_tile(shape, rows, size_of(type), 0, 0);
+  Plan plan = {Form::Stream};
+  const int64_t bytes = row_bytes(shape.K, size_of(type));
+  const int max_cluster = int(std::min<int64_t>(device.max_cluster, limits.max_cluster));
+  while (2 * plan.cluster <= max_cluster && bytes >= 2 * plan.cluster * limits.part_bytes &&
+         shape.rows() * plan.cluster < reading_blocks * device.processors)
+    plan.cluster *= 2;
+  plan.threads = threads_for(ceil_div(bytes / 16, plan.cluster), row_threads);
+  plan.shared_bytes = fixed_bytes;
+  return plan;
+}
+
 inline int64_t parts_of_row(const Plan& plan, const Shape& shape, int64_t size) {
   return ceil_div(row_bytes(shape.K, size), plan.part_bytes);
 }

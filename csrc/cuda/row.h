@@ -17,6 +17,11 @@ template <class A> struct Label {
   A z_y;        // -inf where there is none; NaN for a label that is no class
 };
 
+ANL_DEVICE int64_t label_number(const RowArgs& args, int64_t n) {
+  return args.target_is_int32 ? static_cast<const int32_t*>(args.target)[n]
+                              : static_cast<const int64_t*>(args.target)[n];
+}
+
 // `exists` is false for what hangs over the last row.
 template <class T>
 ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const T* row,
@@ -24,8 +29,7 @@ ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const 
   using A = Accumulator<T>;
   if (!args.target || !exists)
     return {-1, false, -A(INFINITY)};
-  const int64_t label = args.target_is_int32 ? static_cast<const int32_t*>(args.target)[n]
-                                             : static_cast<const int64_t*>(args.target)[n];
+  const int64_t label = label_number(args, n);
   if (label == args.ignore_index)
     return {-1, false, -A(INFINITY)};
   if (label < 0 || label >= args.shape.K)
@@ -116,6 +120,14 @@ ANL_DEVICE Sums<A> sums_of(const F& functor, const Source& source, const Scale<A
   return sums;
 }
 
+// The sums of a dense term.
+template <class Source, class A = typename Source::A>
+ANL_DEVICE Sums<A> sums_of_term(const Term<A>& term, const Source& source, const Scale<A>& scale) {
+  Sums<A> sums = Sums<A>::nothing();
+  with_dense_functor(term, [&](const auto& f) { sums = sums_of(f, source, scale); });
+  return sums;
+}
+
 // ---- the head of a row -------------------------------------------------------------------------
 
 // A team's numbers in shared memory: the gradient's, and for each dense term its slope and sums.
@@ -152,21 +164,24 @@ private:
 template <class A> struct RowSums {
   Softmax<A> softmax;
   A linear, count; // sum of l over the others that are there, and their number
-  bool some_absent;
-  uint32_t lines; // dense terms that are a line on this row, by slot: no sweep
+  uint32_t lines;  // dense terms that are a line on this row, by slot: no sweep
 };
 
-template <class A>
-ANL_DEVICE RowSums<A> row_sums(const Statistics<A>& s, const Label<A>& label, int K) {
+template <class A> ANL_DEVICE RowSums<A> row_sums(const Statistics<A>& s, A z_y) {
   const A nothing = -A(INFINITY), m_others = s.mass == 0 ? nothing : s.m;
   RowSums<A> row;
-  row.softmax = normalise(m_others, s.mass, label.z_y);
+  row.softmax = normalise(m_others, s.mass, z_y);
   row.count = s.count;
   row.linear = s.count > 0 ? s.total + s.count * ((s.m - row.softmax.m) - row.softmax.log_s) : A(0);
-  // A float does not count beyond 2^24.
-  row.some_absent = s.count != A(K - (label.y >= 0)) || (sizeof(A) == 4 && K > 1 << 24);
   row.lines = 0;
   return row;
+}
+
+// Whether some of a row's K classes are not there.
+template <class A>
+ANL_DEVICE bool some_absent(const RowSums<A>& row, const Label<A>& label, int K) {
+  // A float does not count beyond 2^24.
+  return row.count != A(K - (label.y >= 0)) || (sizeof(A) == 4 && K > 1 << 24);
 }
 
 template <class A> ANL_DEVICE Scale<A> scale_of(const RowSums<A>& row) {
@@ -196,7 +211,7 @@ ANL_DEVICE void sum_dense(const Terms<A>& terms, const Source& source, const Sta
     // Lanes of a warp may hold rows of either kind, and must reduce together.
     Sums<A> sums = Sums<A>::nothing();
     if (!line.holds)
-      with_dense_functor(term, [&](const auto& f) { sums = sums_of(f, source, scale_of(row)); });
+      sums = sums_of_term(term, source, scale_of(row));
     sums = team.reduce(sums);
     if (line.holds) {
       sums = sums_on_line(line, row);

@@ -145,7 +145,7 @@ public:
     }
   }
 
-private:
+protected:
   ANL_DEVICE Bytes16 load(int at) const {
     return this->whole(at) ? load16(this->address(at)) : edge_vector(this->row_, this->K_, at);
   }
@@ -157,6 +157,38 @@ private:
       for (int i = 0; i < width; ++i)
         z[i] = at + i == this->y_ ? -A(INFINITY) : z[i];
     f(z, at);
+  }
+};
+
+// The same with two vectors under way: for a sweep that leaves the registers, and does too little
+// with a vector to hide the next behind it.
+template <class T> class StreamedInPairs : public Streamed<T> {
+public:
+  using Streamed<T>::Streamed;
+
+  template <class F> ANL_DEVICE void visit(const F& f) const {
+    const int step = this->size_;
+    Bytes16 even, odd;
+    if (this->first_ < this->last_)
+      even = load_at(this->first_);
+    if (this->first_ < this->last_ - step)
+      odd = load_at(this->first_ + step);
+    for (int v = this->first_; v < this->last_; v += 2 * step) {
+      even = given(even, v, f);
+      if (v < this->last_ - step)
+        odd = given(odd, v + step, f);
+    }
+  }
+
+private:
+  ANL_DEVICE Bytes16 load_at(int v) const { return this->load(this->class_at(v)); }
+  // Gives vector v to f, and returns the next but one, which is then on its way.
+  template <class F> ANL_DEVICE Bytes16 given(Bytes16 packed, int v, const F& f) const {
+    Bytes16 next = packed;
+    if (v < this->last_ - 2 * this->size_)
+      next = load_at(v + 2 * this->size_);
+    this->give(packed, this->class_at(v), f);
+    return next;
   }
 };
 

@@ -72,16 +72,14 @@ split_sums_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const Streamed<T> source = row.source(p);
   Cluster team(shared_memory());
   const Statistics<A> s = merged(p.out.statistics + row.n * p.out.parts, p.out.parts, 1, team);
-  const RowSums<A> sums_of_row = row_sums(s, row.label, row.K);
+  const RowSums<A> sums_of_row = row_sums(s, row.label.z_y);
   const Terms<A>& terms = p.row.terms;
   for (int i = 0; i < terms.num_dense; ++i) {
     const Term<A>& term = terms.term[terms.dense[i]];
     const Line<A> line = line_of(term, sums_of_row, s);
     Sums<A> sums = Sums<A>::nothing();
     if (!line.holds) {
-      with_dense_functor(term,
-                         [&](const auto& f) { sums = sums_of(f, source, scale_of(sums_of_row)); });
-      sums = team.reduce(sums);
+      sums = team.reduce(sums_of_term(term, source, scale_of(sums_of_row)));
     } else if (row.part == 0) {
       // The first part has the sums of the row. Who merges them need not decide the same again,
       // where a rounding might make it decide otherwise.
@@ -101,7 +99,7 @@ split_finish_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const int parts = p.out.parts;
   Lanes team(warp_size);
   const Statistics<A> s = merged(p.out.statistics + row.n * parts, parts, 1, team);
-  const RowSums<A> sums_of_row = row_sums(s, row.label, row.K);
+  const RowSums<A> sums_of_row = row_sums(s, row.label.z_y);
   const RowSlots<A> slots(reinterpret_cast<A*>(shared_memory()), terms.num_dense);
   for (int i = 0; i < terms.num_dense; ++i) {
     const Sums<A>* of_parts = p.out.sums + row.n * parts * terms.num_dense + i;

@@ -5,23 +5,6 @@
 namespace anl::cuda {
 namespace {
 
-// The place of a team's row in a tile.
-struct PlaceInTile {
-  TileBox box;
-  int held; // row in the tile
-  bool exists;
-  int64_t n;
-};
-
-ANL_DEVICE PlaceInTile place_in_tile(const Shape& shape, int lanes) {
-  const int held = threads() / lanes;
-  const int64_t tiles = (shape.M + held - 1) / held, b = block_x() / tiles;
-  const int64_t first = (block_x() - b * tiles) * held;
-  const int rows = int(shape.M - first < held ? shape.M - first : held);
-  const int r = thread() / lanes;
-  return {{b, first, rows, held, int(shape.K)}, r, r < rows, b * shape.M + first + r};
-}
-
 // Where a tile's row is: in shared memory, or in global.
 template <class T> struct TileRow {
   T* data;

@@ -69,6 +69,20 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, dict[str, bool]]] = {
     "positions150_bf16_anl": ((8, 150, 512, 512), bf16, ANL, ONE_PASS),
     "positions150_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, STATISTICS),
 }
+SHARD_CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, dict[str, bool]]] = {
+    "shard10_f32_anl": ((65536, 10), f32, ANL, STATISTICS),
+    "shard4096_bf16_anl": ((8192, 4096), bf16, ANL, STATISTICS),
+    "shard8192_f32_all": ((4096, 8192), f32, EVERYTHING, {**STATISTICS, "aux": True}),
+    "shard16032_bf16_anl": ((8192, 16032), bf16, ANL, STATISTICS),
+    "shard32768_bf16_anlfl": ((8192, 32768), bf16, ANL_FL, STATISTICS),
+    "shard32768_f16_anl": ((8192, 32768), f16, ANL, STATISTICS),
+    "shard32768_f32_all": ((8192, 32768), f32, EVERYTHING, {**STATISTICS, "aux": True}),
+    "shard16032_f64_anl": ((1024, 16032), f64, ANL, STATISTICS),
+    "shard1m_bf16_all": ((8, 1_000_000), bf16, EVERYTHING, {**STATISTICS, "aux": True}),
+    "shard19_positions_bf16_anl": ((8, 19, 512, 512), bf16, ANL, STATISTICS),
+    "shard150_positions_bf16_anl": ((8, 150, 512, 512), bf16, ANL, STATISTICS),
+    "shard150_positions_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, STATISTICS),
+}
 SOFTMAX_CASES = {
     "softmax1000_f32": ((4096, 1000), f32),
     "softmax8192_bf16": ((4096, 8192), bf16),
@@ -86,7 +100,7 @@ def main(target_name: str) -> None:
 
     JITFunction.run = record  # type: ignore[method-assign]
     report = {}
-    for case, call in {**_row_calls(), **_softmax_calls()}.items():
+    for case, call in {**_row_calls(), **_shard_calls(), **_softmax_calls()}.items():
         launches.clear()
         call()
         for kernel, kwargs in launches:
@@ -108,6 +122,18 @@ def _row_calls() -> dict[str, Any]:
             launch.scale_(out.grad, scale)
 
     return {name: lambda case=case: call(*case) for name, case in CASES.items()}
+
+
+def _shard_calls() -> dict[str, Any]:
+    def call(shape: Any, dtype: torch.dtype, terms: Any, asked: dict[str, bool]) -> None:
+        logits = torch.empty(shape, dtype=dtype, device="meta")
+        target = torch.empty(shape[:1] + shape[2:], dtype=torch.int64, device="meta")
+        request = RowRequest(as_terms(terms), -100, **asked)
+        statistics, _ = launch.shard_statistics(logits, target, request)
+        sums = launch.shard_sums(logits, target, statistics, request)
+        launch.shard_finish(statistics, sums, target, None, request)
+
+    return {name: lambda case=case: call(*case) for name, case in SHARD_CASES.items()}
 
 
 def _softmax_calls() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.audit import compile_cuda, traffic
-from tests.audit.compile_cuda import TARGETS, nvcc_version, report
+from tests.audit.compile_cuda import TARGETS, TYPES, nvcc_version, report
 
 BUDGET = json.loads((Path(__file__).parent / "cuda_budget.json").read_text())
 
@@ -20,6 +20,9 @@ pytestmark = pytest.mark.skipif(
 )
 # What sweeps rows of neighbouring classes, or whole tensors.
 IN_VECTORS = ("warp_rows", "cluster_row", "grad_rows", "tile", "grad_tile", "scale", "softmax")
+SHARDS = [
+    f"{kernel} {dtype}" for kernel in ("shard_statistics", "shard_sums") for dtype in TYPES.values()
+]
 
 
 @pytest.fixture(params=TARGETS)
@@ -39,6 +42,14 @@ def test_loads_and_stores_move_16_bytes(target):
     for name, used in swept.items():
         assert used["store_bytes"] == 16, name
         assert max(used["load_bytes"], used["copy_bytes"]) == 16, name
+
+
+def test_shards_are_read_in_vectors(target):
+    """Those of neighbouring classes; they write a few numbers for a row."""
+    read = {name: used for name, used in report(target).items() if name in SHARDS}
+    assert len(read) == len(SHARDS)
+    for name, used in read.items():
+        assert used["load_bytes"] == 16, name
 
 
 def test_kept_rows_are_copied_asynchronously_and_read_back_in_vectors(target):

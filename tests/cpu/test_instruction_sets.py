@@ -24,7 +24,7 @@ def instruction_set(request):
     return name
 
 
-@pytest.mark.parametrize("script", ["conversions", "losses", "math"])
+@pytest.mark.parametrize("script", ["conversions", "losses", "math", "shards"])
 def test_script(script, instruction_set):
     code = (Path(__file__).parent / "scripts" / f"{script}.py").read_text()
     printed = run_script(code, ATEN_CPU_CAPABILITY=instruction_set)

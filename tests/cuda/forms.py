@@ -17,19 +17,35 @@ FORMS = {
     "stream": {**NO_ROOM, "split_below_rows": 0},
     "split": {**NO_ROOM, "split_below_rows": 1 << 30, "split_from_bytes": 0, "part_bytes": 48},
 }
+SHARD_FORMS = {
+    "lanes": {},
+    "block": {"tile_classes": 0, "max_cluster": 1},
+    "cluster": {"tile_classes": 0, "max_cluster": 4, "part_bytes": 16},
+    "cluster-of-16": {"tile_classes": 0, "max_cluster": 16, "part_bytes": 8},
+}
 NAMES = {"warp": "warp_rows", "block": "cluster", "cluster-of-16": "cluster"}
 
 
 @contextmanager
-def forced(form, monkeypatch=None):
-    """Rows of neighbouring classes take this form."""
+def limited(**limits):
+    """The kernels choose by these limits."""
     kernels = library.load()
     before = kernels.limits()
-    kernels.set_limits(**FORMS[form])
+    kernels.set_limits(**limits)
     try:
         yield
     finally:
         kernels.set_limits(**before)
+
+
+def forced(form, monkeypatch=None):
+    """Rows of neighbouring classes take this form."""
+    return limited(**FORMS[form])
+
+
+def forced_of_shards(form):
+    """As ``forced``, for what is done to shards of rows."""
+    return limited(**SHARD_FORMS[form])
 
 
 @contextmanager

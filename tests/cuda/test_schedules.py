@@ -4,10 +4,14 @@ import pytest
 import torch
 
 import anl_kernels as ak
+from anl_kernels.backends.interface import RowRequest, accumulator_dtype
+from anl_kernels.backends.selection import load_backend
 from tests.cases import CASES
 from tests.cuda import emulated
+from tests.cuda.forms import SHARD_FORMS, forced_of_shards
 from tests.forms import FORMS, checked
 from tests.helpers import loss_and_grad, random_rows
+from tests.test_shards import IGNORE, SPLITS, logits_of, run_shards
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own schedule")
 ORDERS = [("forward", 0), ("backward", 0), ("shuffled", 1), ("shuffled", 2)]
@@ -59,3 +63,20 @@ def test_softmax(shape, schedule):
         return probs.detach(), *torch.autograd.grad(probs, logits, up)
 
     in_every_order(schedule, compute)
+
+
+@pytest.mark.parametrize("form", SHARD_FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_shards(dtype, form, schedule):
+    logits, target = logits_of(dtype, "rows", "cpu")
+    request = RowRequest(CASES["all"], IGNORE, write_stats=True, aux=True)
+    scale = torch.ones((), dtype=accumulator_dtype(dtype))
+
+    def compute():
+        kernels = load_backend("cuda")
+        outputs, grad, best = run_shards(kernels, logits, target, request, SPLITS["uneven"], scale)
+        rows = (outputs.row_losses, outputs.term_losses, outputs.lse)
+        return *rows, outputs.p_y, grad, *best
+
+    with forced_of_shards(form):
+        in_every_order(schedule, compute)

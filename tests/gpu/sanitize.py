@@ -14,8 +14,10 @@ import time
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import choose_backend
+from anl_kernels.backends.interface import RowRequest, accumulator_dtype
+from anl_kernels.backends.selection import choose_backend, load_backend
 from tests.cuda import forms as kernel_forms
+from tests.test_shards import IGNORE, run_shards
 
 TERMS = 5.0 * ak.NCE() + 5.0 * ak.NNCE() + 0.5 * ak.NFL() + 0.1 * ak.GCE()
 SHAPES = (
@@ -65,12 +67,30 @@ def softmax(logits, target):
     return probs, grad
 
 
+def shards(logits, target):
+    """As recompute, out of two shards of the classes; the reference has it from whole rows."""
+    name = choose_backend(logits.device.type)
+    if name == "reference":
+        losses, grad, _, lse, p_y, _ = recompute(logits, target)
+        return losses, grad, lse, p_y
+    request = RowRequest(TERMS, IGNORE, write_stats=True, aux=True)
+    scale = torch.full((), UPSTREAM, dtype=accumulator_dtype(logits.dtype), device=logits.device)
+    splits = (0, logits.shape[1] // 3, logits.shape[1])
+    outputs, grad, _ = run_shards(
+        load_backend(name), logits.detach(), target, request, splits, scale
+    )
+    losses, lse, p_y = (
+        rows.view(target.shape) for rows in (outputs.row_losses, outputs.lse, outputs.p_y)
+    )
+    return losses, grad, lse, p_y
+
+
 def _gradient(losses, logits):
     (grad,) = torch.autograd.grad(losses, logits, torch.full_like(losses, UPSTREAM))
     return grad
 
 
-FORMS = (one_pass, in_place, recompute, softmax)
+FORMS = (one_pass, in_place, recompute, softmax, shards)
 
 
 def run(form, shape, dtype, backend, device):
@@ -78,7 +98,7 @@ def run(form, shape, dtype, backend, device):
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(shape, generator=generator)).to(dtype)
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
-    target.view(-1)[1:2] = -100
+    target.view(-1)[1:2] = IGNORE
     expected = _on("reference", form, logits.double(), target)
     actual = _on(backend, form, logits.to(device), target.to(device))
     for value, truth in zip(actual, expected, strict=True):

@@ -2,8 +2,10 @@
 
 import contextlib
 
-from anl_kernels.backends.triton import launch
+from anl_kernels.backends.triton import launch, launch_parts
 from anl_kernels.backends.triton.plan import Plan
+
+LAUNCHERS = (launch, launch_parts)
 
 # For K up to 64.
 FORMS = {
@@ -29,7 +31,8 @@ def forced(form, monkeypatch):
         return plan if may_split or plan.form != "split" else plan._replace(form="sweep")
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "plan_rows", plan_rows)
+        for module in LAUNCHERS:
+            patch.setattr(module, "plan_rows", plan_rows)
         patch.setattr(launch, "plan_tiles", lambda *args, **kwargs: Plan("tile", 2, 16, 4))
         yield spied_kernels(patch)
 
@@ -47,9 +50,15 @@ def checked(form, monkeypatch):
 def spied_kernels(patch):
     """The list of the names of the kernels launched from now on."""
     launched = []
-    for name in [name for name in vars(launch) if name.endswith("_kernel")]:
-        patch.setattr(launch, name, _Spy(name, getattr(launch, name), launched))
+    for module in LAUNCHERS:
+        for name in kernel_names(module):
+            patch.setattr(module, name, _Spy(name, getattr(module, name), launched))
     return launched
+
+
+def kernel_names(*modules):
+    """The kernels that modules launch."""
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
 
 
 class _Spy:

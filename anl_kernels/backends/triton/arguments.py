@@ -14,7 +14,7 @@ from torch import Tensor
 from anl_kernels.backends.interface import RowOutputs, RowRequest, term_numbers
 from anl_kernels.backends.layout import RowView, writable_rows
 from anl_kernels.backends.triton.plan import Plan
-from anl_kernels.backends.triton.terms import AFFINE, DENSE, FUNCTORS, Functor
+from anl_kernels.backends.triton.terms import AFFINE, FUNCTORS, Functor
 from anl_kernels.terms import Terms
 
 # Contracting a * b + c into one rounding is what the tests' error bounds were earned with; the
@@ -60,7 +60,7 @@ def term_constants(terms: Terms) -> dict[str, Any]:
     functors = [FUNCTORS[term.functor] for term in terms.terms]
     slots = [0]
     for functor in functors:
-        slots.append(slots[-1] + int(functor.sum_kind.value == DENSE.value))
+        slots.append(slots[-1] + int(functor.is_dense))
     return {
         "TERMS": tuple(
             (f.phi, f.head, f.sum_kind, slot, _source_key(f))

@@ -5,7 +5,9 @@ import triton.language as tl
 
 from anl_kernels.backends.triton.forward import load_scale
 from anl_kernels.backends.triton.rows import (
+    class_of,
     gradient_tile,
+    load_labels,
     load_others,
     load_stats,
     row_pointers,
@@ -24,9 +26,8 @@ def row_grad_kernel(
     n = (pid // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = (pid % tiles).to(tl.int32) * BLOCK_K + tl.arange(0, BLOCK_K)
     in_rows = n < N
-    label = tl.load(Y + n, mask=in_rows, other=IGNORE).to(tl.int64)
-    counted = in_rows & (label != IGNORE)
-    y = tl.where((label >= 0) & (label < K), label, -1).to(tl.int32)
+    label, counted = load_labels(Y, n, in_rows, IGNORE)
+    y = class_of(label, counted, K)
     z = load_others(Z, row_pointers(Z, n, M), k, y, counted, K, ACC)
     m, log_s, slopes = load_stats(STATS, n, counted, len(TERMS))
     grad, _ = gradient_tile(z, k, y, m, log_s, slopes, P, TERMS, ACC)

@@ -19,6 +19,7 @@ from anl_kernels.backends.triton.rows import (
     load_others,
     load_target,
     normalise,
+    or_zero,
     row_pointers,
     store_sweep_tile,
     sum_tiles,
@@ -35,25 +36,22 @@ def row_tile_kernel(
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_rows = n < N
     rows = row_pointers(Z, n, M)
-    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, ACC)
+    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, False, ACC)
     k = tl.arange(0, BLOCK_K)
     z = load_others(Z, rows, k, y, in_rows if ALL_ROWS else counted, K, ACC)
 
-    m_others = tl.max(z, 1)
-    shift = tl.where(m_others == -float("inf"), 0.0, m_others)
-    softmax = normalise(m_others, tl.sum(tl.exp(z - shift[:, None]), 1), z_y)
-    there = z > -float("inf")
-    linear = (shift, shift, shift)
+    m_others, mass = tile_others(z)
+    softmax = normalise(m_others, mass, z_y)
+    shift = or_zero(m_others)
+    total, count = shift, shift
     if LINEAR:
-        total = tl.sum(tl.where(there, z - shift[:, None], 0.0), 1)
-        linear = (total, tl.sum(there.to(ACC), 1), shift)
-    S = zero_tiles(NUM_DENSE, BLOCK_N, BLOCK_K, ACC)
-    S, D = add_dense(S, S, z, softmax[0], softmax[1], P, TERMS, ACC)
+        total, count = tile_linear(z, m_others, ACC)
+    S, D = tile_dense(z, softmax, P, TERMS, NUM_DENSE, BLOCK_N, BLOCK_K, ACC)
     slopes = finish_rows(
-        OUT, W, n, in_rows, counted, softmax, linear, sum_tiles(S), sum_tiles(D), P, TERMS, ACC
+        OUT, W, n, in_rows, counted, softmax, (total, count, shift), S, D, P, TERMS, ACC
     )
     if OUT[5] is not None:
-        best = tl.min(tl.where(z == m_others[:, None], k[None, :], K - 1), 1)
+        best = first_of_equals(z, k[None, :], m_others, K - 1)
         store_argmax(OUT[5], n, in_rows, m_others, best, z_y, y)
     if (GRAD[0] is not None) or (PROBS[0] is not None):
         scale = load_scale(SCALE, n, in_rows, ACC)
@@ -71,13 +69,13 @@ def row_sweep_kernel(
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_rows = n < N
     rows = row_pointers(Z, n, M)
-    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, ACC)
+    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, False, ACC)
     loaded = in_rows if ALL_ROWS else counted
     stop = tl.where(tl.max(loaded.to(tl.int32), 0) > 0, K, 0)  # ignored rows are not read
 
     z_0 = z_y
     if LINEAR:
-        z_0 = anchor(Z, rows, y, z_y, loaded, K, ACC)
+        z_0 = anchor(Z, rows, y, z_y, loaded, 0, K, 1, ACC)
     m_others, mass, total, count, best = sweep_others(
         Z, rows, y, loaded, z_0, 0, stop, LINEAR, OUT[5] is not None, BLOCK_N, BLOCK_K, ACC
     )
@@ -99,6 +97,32 @@ def row_sweep_kernel(
                 GRAD, PROBS, n, M, z, k, y, in_rows, counted, K, scale, softmax, slopes, P,
                 TERMS, ACC,
             )  # fmt: skip
+
+
+@triton.jit
+def tile_others(z):
+    """(max, sum of exp(z - max)) of the others in a tile of whole rows."""
+    m_others = tl.max(z, 1)
+    return m_others, tl.sum(tl.exp(z - or_zero(m_others)[:, None]), 1)
+
+
+@triton.jit
+def tile_linear(z, m_others, ACC: tl.constexpr):
+    """(sum of z - max, count) of the others in a tile of whole rows."""
+    there = z > -float("inf")
+    total = tl.sum(tl.where(there, z - or_zero(m_others)[:, None], 0.0), 1)
+    return total, tl.sum(there.to(ACC), 1)
+
+
+@triton.jit
+def tile_dense(
+    z, softmax, P, TERMS: tl.constexpr, NUM_DENSE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums over the others in a tile of whole rows of every dense term's phi and its slope."""
+    S = zero_tiles(NUM_DENSE, BLOCK_N, BLOCK_K, ACC)
+    S, D = add_dense(S, S, z, softmax[0], softmax[1], P, TERMS, ACC)
+    return sum_tiles(S), sum_tiles(D)
 
 
 @triton.jit
@@ -136,7 +160,7 @@ def sweep_others(
     mass = tl.sum(mass * tl.exp(m - m_others[:, None]), 1)
     index = tl.zeros((BLOCK_N,), tl.int32)
     if ARGMAX:
-        index = tl.min(tl.where(m == m_others[:, None], best, stop - 1), 1)
+        index = first_of_equals(m, best, m_others, stop - 1)
     return m_others, mass, tl.sum(total, 1), tl.sum(count, 1), index
 
 
@@ -154,6 +178,12 @@ def sweep_dense(
             z = load_others(Z, rows, k, y, loaded, stop, ACC)
             S, D = add_dense(S, D, z, softmax[0], softmax[1], P, TERMS, ACC)
     return sum_tiles(S), sum_tiles(D)
+
+
+@triton.jit
+def first_of_equals(values, index, m, last):
+    """The lowest ``index`` of a row's maximum m among its values; ``last`` where m is NaN."""
+    return tl.min(tl.where(values == m[:, None], index, last), 1)
 
 
 @triton.jit

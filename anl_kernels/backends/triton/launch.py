@@ -1,23 +1,14 @@
-"""The Triton backend: chooses kernels and launches them. The functions are ``Backend``'s."""
+"""The Triton backend: chooses kernels and launches them. The functions are ``Kernels``'."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from anl_kernels.backends.interface import (
-    RowOutputs,
-    RowRequest,
-    accumulator_dtype,
-    empty_outputs,
-    scaled_loss,
-)
+from anl_kernels.backends.interface import RowOutputs, RowRequest, empty_outputs, scaled_loss
 from anl_kernels.backends.layout import RowView, as_rows, empty_like_rows, writable_rows
 from anl_kernels.backends.triton.arguments import (
-    acc_type,
     block_args,
     num_processors,
     on_device,
@@ -30,6 +21,12 @@ from anl_kernels.backends.triton.arguments import (
 )
 from anl_kernels.backends.triton.backward import row_grad_kernel, scale_kernel
 from anl_kernels.backends.triton.forward import row_sweep_kernel, row_tile_kernel
+from anl_kernels.backends.triton.launch_parts import (
+    shard_finish,
+    shard_statistics,
+    shard_sums,
+    split_rows,
+)
 from anl_kernels.backends.triton.plan import Plan, plan_rows, plan_tiles
 from anl_kernels.backends.triton.softmax import (
     softmax_backward_sweep_kernel,
@@ -37,19 +34,18 @@ from anl_kernels.backends.triton.softmax import (
     softmax_sweep_kernel,
     softmax_tile_kernel,
 )
-from anl_kernels.backends.triton.split import (
-    split_finish_kernel,
-    split_statistics_kernel,
-    split_sums_kernel,
-)
 from anl_kernels.backends.triton.terms import FUNCTORS
 
 __all__ = [
     "empty_like_rows",
+    "is_dense",
     "knows",
     "row_grad",
     "row_loss",
     "scale_",
+    "shard_finish",
+    "shard_statistics",
+    "shard_sums",
     "softmax",
     "softmax_backward",
 ]
@@ -60,6 +56,11 @@ SCALE_PROGRAMS_PER_PROCESSOR = 4  # enough loads in flight to fill the memory bu
 def knows(functor: str) -> bool:
     """See ``Backend.knows``."""
     return functor in FUNCTORS
+
+
+def is_dense(functor: str) -> bool:
+    """See ``Kernels.is_dense``."""
+    return FUNCTORS[functor].is_dense
 
 
 def row_loss(
@@ -94,7 +95,7 @@ def _row_loss(
         kept = request._replace(write_grad=False, probs=False, write_stats=True)
         results = empty_outputs(logits, target, kept)
         with on_device(logits):
-            _split_rows(view, target, term_weights, results, request, plan)
+            split_rows(view, target, term_weights, results, request, plan)
             if request.probs:
                 _softmax(view, writable_rows(outputs.probs))
         if request.write_grad:
@@ -155,7 +156,7 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """See ``Backend.softmax``."""
+    """See ``Kernels.softmax``."""
     probs = torch.empty_like(logits)
     if probs.numel():
         with on_device(logits):
@@ -164,7 +165,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
-    """See ``Backend.softmax_backward``."""
+    """See ``Kernels.softmax_backward``."""
     result = torch.empty_like(probs)
     if result.numel():
         view = as_rows(probs)
@@ -194,46 +195,6 @@ def _softmax(view: RowView, probs: RowView) -> None:
 def _plan_whole_rows(view: RowView) -> Plan:
     B, K, M = view.shape
     return plan_rows(B * M, K, view.class_first, view.tensor.dtype, may_split=False)
-
-
-def _split_rows(
-    view: RowView,
-    target: Tensor,
-    term_weights: Tensor | None,
-    outputs: RowOutputs,
-    request: RowRequest,
-    plan: Plan,
-) -> None:
-    B, K, M = view.shape
-    N, splits = B * M, triton.cdiv(K, plan.part)
-    constants = term_constants(request.terms)
-    parts = view.tensor.new_empty((N, splits, 4), dtype=accumulator_dtype(view.tensor.dtype))
-    best = torch.empty((N, splits), dtype=torch.int64, device=parts.device)
-    sums = parts.new_empty((N, splits, max(1, 2 * constants["NUM_DENSE"])))
-
-    rows = {
-        **row_args(view, target, request),
-        "PARTS": parts,
-        "SPLITS": splits,
-        "ACC": acc_type(view.tensor.dtype),
-        "num_warps": plan.num_warps,
-    }
-    part: dict[str, Any] = {
-        "PART": plan.part,
-        "BLOCK_K": plan.block_k,
-        "ALL_ROWS": request.aux or request.probs,
-    }
-    P = split_numbers(request.terms)
-    dense = {"TERMS": constants["TERMS"], "NUM_DENSE": constants["NUM_DENSE"]}
-    merge = {"SUMS": sums, "P": P, "BLOCK_S": triton.next_power_of_2(splits), **dense}
-    BEST = best if request.aux else None
-    split_statistics_kernel[(N * splits,)](**rows, **part, BEST=BEST, LINEAR=constants["LINEAR"])
-    if constants["NUM_DENSE"]:
-        split_sums_kernel[(N * splits,)](**rows, **part, **merge)
-    out = output_args(outputs, outputs.grad)["OUT"]
-    split_finish_kernel[(N,)](
-        **rows, **merge, ALL_ROWS=part["ALL_ROWS"], W=term_weights, OUT=out, BEST=BEST
-    )
 
 
 def _tiles(view: RowView, plan: Plan) -> int:

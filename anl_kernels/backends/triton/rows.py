@@ -41,31 +41,54 @@ def load_others(T, rows, k, y, mask_n, K, ACC: tl.constexpr):
 
 
 @triton.jit
-def load_target(T, Y, rows, n, in_rows, K, IGNORE, ACC: tl.constexpr):
-    """(y, counted, z_y): labels, rows that are not ignored, and the targets' logits.
-
-    A label outside [0, K) is never an address: its logit reads NaN, which makes the row's loss
-    and gradient NaN. An ignored row has no target: its logit reads -inf. Both have y = -1.
-    """
+def load_labels(Y, n, in_rows, IGNORE):
+    """(labels, rows that are not ignored)."""
     label = tl.load(Y + n, mask=in_rows, other=IGNORE).to(tl.int64)
-    counted = in_rows & (label != IGNORE)
-    valid = counted & (label >= 0) & (label < K)
-    y = tl.where(valid, label, -1)
-    z_y = tl.load(rows + y * T[2], mask=valid, other=float("nan")).to(ACC)
-    return y.to(tl.int32), counted, tl.where(counted, z_y, -float("inf"))
+    return label, in_rows & (label != IGNORE)
 
 
 @triton.jit
-def anchor(Z, rows, y, z_y, mask_n, K, ACC: tl.constexpr):
+def class_of(label, counted, K):
+    """The class that a label is, -1 if none: an ignored row has no target."""
+    return tl.where(counted & (label >= 0) & (label < K), label, -1).to(tl.int32)
+
+
+@triton.jit
+def load_target(T, Y, rows, n, in_rows, K, IGNORE, SHARD: tl.constexpr, ACC: tl.constexpr):
+    """(y, counted, z_y): labels, rows that are not ignored, and the targets' logits.
+
+    A label outside [0, K) is never an address. In a shard it is another's: its logit reads -inf.
+    Else its logit reads NaN, which makes the row's loss and gradient NaN. An ignored row has no
+    target: its logit reads -inf. All have y = -1.
+    """
+    elsewhere: tl.constexpr = -float("inf") if SHARD else float("nan")
+    label, counted = load_labels(Y, n, in_rows, IGNORE)
+    y = class_of(label, counted, K)
+    z_y = tl.load(rows + y.to(tl.int64) * T[2], mask=y >= 0, other=elsewhere).to(ACC)
+    return y, counted, tl.where(counted, z_y, -float("inf"))
+
+
+@triton.jit
+def anchor(Z, rows, y, z_y, mask_n, start, stop, SAMPLES: tl.constexpr, ACC: tl.constexpr):
     """A logit of the row that linear sums are taken relative to, so that no offset cancels.
 
-    The larger of the target's and another one: one alone may be masked by a number far below all
-    the rest. The row's maximum would do better, and cost the sweep its registers.
+    The largest of the target's and ``SAMPLES`` others in [start, stop): one alone may be masked by
+    a number far below all the rest. The row's maximum would do better, and cost the sweep its
+    registers.
     """
-    k = tl.where(y == K // 2, 0, K // 2).to(tl.int64)
-    other = tl.load(rows + k * Z[2], mask=mask_n, other=-float("inf")).to(ACC)
-    z_0 = tl.maximum(other, z_y)
-    return tl.where(z_0 > -float("inf"), z_0, 0.0)
+    z_0 = z_y
+    for i in tl.static_range(SAMPLES):
+        k = start + (stop - start) // (SAMPLES + 1) * (i + 1)
+        k = tl.where(y == k, start, k).to(tl.int64)
+        other = tl.load(rows + k * Z[2], mask=mask_n, other=-float("inf")).to(ACC)
+        z_0 = tl.maximum(other, z_0)
+    return or_zero(z_0)
+
+
+@triton.jit
+def or_zero(z):
+    """A logit to subtract: 0 for one that is not there, lest -inf - -inf be NaN."""
+    return tl.where(z == -float("inf"), 0.0, z)
 
 
 @triton.jit

@@ -37,6 +37,11 @@ class Functor(NamedTuple):
     sum_kind: tl.constexpr
     counts: bool = False
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether its sum needs the row's lse."""
+        return bool(self.sum_kind.value == DENSE.value)
+
 
 @triton.jit
 def phi_none(l, p, a, b, c):

@@ -1,0 +1,1 @@
+"""Logits whose classes are spread over the ranks of a process group."""
