@@ -6,6 +6,8 @@ from anl_kernels.backends.cpu.library import empty_cpu_cache
 from anl_kernels.backends.selection import use_backend
 from anl_kernels.checks import check_labels
 from anl_kernels.functional import Aux, anl, nce, nnce, robust_loss, softmax
+from anl_kernels.linear.functional import linear_robust_loss
+from anl_kernels.linear.module import LinearRobustLoss
 from anl_kernels.losses import (
     ActiveNegativeLoss,
     ActivePassiveLoss,
@@ -13,6 +15,8 @@ from anl_kernels.losses import (
     SymmetricCrossEntropyLoss,
 )
 from anl_kernels.report import EnvReport, env_report
+from anl_kernels.sharding.batch import column_means
+from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import (
     AEL,
     AGCE,
@@ -53,7 +57,9 @@ __all__ = [
     "ActiveNegativeLoss",
     "ActivePassiveLoss",
     "Aux",
+    "ClassShards",
     "EnvReport",
+    "LinearRobustLoss",
     "RobustLoss",
     "SymmetricCrossEntropyLoss",
     "Term",
@@ -62,8 +68,10 @@ __all__ = [
     "__version__",
     "anl",
     "check_labels",
+    "column_means",
     "empty_cpu_cache",
     "env_report",
+    "linear_robust_loss",
     "nce",
     "nnce",
     "presets",

@@ -176,6 +176,11 @@ class RowGradientFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Differentiate the reference's gradient; ``torch.func`` so that transforms nest."""
+        if ctx.spec.group:
+            raise RuntimeError(
+                "a loss whose classes are spread over ranks has no second derivatives in kernels; "
+                "call it inside ak.use_backend('reference'), which has"
+            )
         grad_loss, logits, target, row_scale, term_weights = ctx.saved_tensors
 
         def gradients(grad_loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -37,26 +37,34 @@ def check_labels() -> Iterator[None]:
 
 def check_floating_logits(logits: Tensor) -> None:
     """Raise TypeError or ValueError unless logits are floating and not 0-d."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
-    if logits.dtype not in _FLOATING:
-        raise TypeError(
-            f"logits must be float64, float32, float16 or bfloat16, got {logits.dtype}; "
-            f"convert them with .float()"
-        )
+    check_dtype("logits", logits)
     if logits.dim() == 0:
         raise ValueError("logits must have shape (K,), (N, K) or (N, K, d1, ...), got shape ()")
 
 
-def check_logits(logits: Tensor) -> None:
-    """Raise unless logits are (K,), (N, K) or (N, K, d1, ...) floats with K >= 1."""
-    check_floating_logits(logits)
-    if logits.shape[class_dim(logits)] == 0:
-        raise ValueError(f"logits have no classes: their shape is {tuple(logits.shape)}")
+def check_num_classes(num_classes: int | None, available: int, name: str, tensor: Tensor) -> int:
+    """The number of classes, of those available in a tensor; raise ValueError if it cannot be."""
+    if not available:
+        raise ValueError(f"{name} have no classes: their shape is {tuple(tensor.shape)}")
+    if num_classes is None:
+        num_classes = available
+    elif not isinstance(num_classes, int) or not 1 <= num_classes <= available:
+        raise ValueError(
+            f"num_classes must be an int in [1, {available}], the number of columns that there "
+            f"are, got {num_classes!r}; the columns from num_classes on are padding"
+        )
+    return num_classes
 
 
 def check_target(target: Tensor, logits: Tensor) -> None:
     """Raise TypeError or ValueError unless target holds class indices for these logits."""
+    shape = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
+    name = "logits (classes are dimension 1)" if logits.dim() > 1 else "logits"
+    check_labels_of(target, shape, name, logits)
+
+
+def check_labels_of(target: Tensor, shape: torch.Size, name: str, other: Tensor) -> None:
+    """Raise TypeError or ValueError unless target holds class indices, in a shape, for a tensor."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     if target.dtype not in (torch.int64, torch.int32):
@@ -66,13 +74,12 @@ def check_target(target: Tensor, logits: Tensor) -> None:
             else "convert it with .long()"
         )
         raise TypeError(f"target must be int64 or int32 class indices, got {target.dtype}; {hint}")
-    expected = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
-    if target.shape != expected:
+    if target.shape != shape:
         raise ValueError(
-            f"target must have shape {tuple(expected)} for logits of shape {tuple(logits.shape)} "
-            f"(classes are dimension {class_dim(logits)}), got {tuple(target.shape)}"
+            f"target must have shape {tuple(shape)} for {name} of shape {tuple(other.shape)}, "
+            f"got {tuple(target.shape)}"
         )
-    check_device("target", target, logits)
+    check_device("target", target, other)
 
 
 def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
@@ -105,10 +112,9 @@ def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -
     )
 
 
-def check_class_weight(weight: Tensor, logits: Tensor) -> None:
-    """Raise unless ``weight`` is a floating (K,) on the logits' device."""
-    num_classes = logits.shape[class_dim(logits)]
-    _check_floating("weight", weight)
+def check_class_weight(weight: Tensor, num_classes: int, logits: Tensor) -> None:
+    """Raise unless ``weight`` is a floating (K,), of all classes, on the logits' device."""
+    check_floating("weight", weight)
     if weight.shape != (num_classes,):
         raise ValueError(
             f"weight must have shape ({num_classes},), one factor for each class, "
@@ -119,7 +125,7 @@ def check_class_weight(weight: Tensor, logits: Tensor) -> None:
 
 def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
     """Raise unless ``sample_weight`` is floating and has the target's shape."""
-    _check_floating("sample_weight", sample_weight)
+    check_floating("sample_weight", sample_weight)
     if sample_weight.shape != target.shape:
         raise ValueError(
             f"sample_weight must have the target's shape {tuple(target.shape)}, "
@@ -194,8 +200,20 @@ def class_dim(logits: Tensor) -> int:
     return 0 if logits.dim() == 1 else 1
 
 
-def _check_floating(name: str, tensor: Tensor) -> None:
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless a tensor, named so, is of a dtype that kernels compute with."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in _FLOATING:
+        raise TypeError(
+            f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}; "
+            f"convert with .float()"
+        )
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless a tensor, named so, is of floats."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating, got {tensor.dtype}; convert it with .float()")

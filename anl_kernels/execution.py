@@ -9,11 +9,11 @@ from torch import Tensor
 
 from anl_kernels.autograd import DirectRowLossFunction, RowLossFunction
 from anl_kernels.backends import reference
-from anl_kernels.backends.interface import RowOutputs, accumulator_dtype
+from anl_kernels.backends.interface import RowOutputs
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
-from anl_kernels.checks import check_inplace, class_dim, on_plain_cpu, transforming
+from anl_kernels.checks import class_dim, on_plain_cpu, transforming
 from anl_kernels.ops import RowSpec
-from anl_kernels.options import Reduction
+from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Terms
 
 
@@ -50,40 +50,7 @@ class Call:
     reduce: bool
     inplace: bool
     aux: tuple[str, ...]
-
-
-def row_scale_of(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    num_counted: int | None = None,
-) -> Tensor:
-    """The factor of each row, or one (0-d) for all: weights over the divisor of the mean.
-
-    ``num_counted`` is the number of rows that are not ignored, if it is known.
-    """
-    acc = accumulator_dtype(logits.dtype)
-    if weight is None and sample_weight is None and num_counted is not None:
-        mean = reduction == "mean"
-        factor = 1 / max(1, num_counted) if mean else 1.0
-        return torch.scalar_tensor(factor, dtype=acc, device=logits.device)
-    ignored = target == ignore_index
-    scale = None
-    if weight is not None:
-        # The label may be ignore_index or, on a GPU, wrong; neither may become an address, nor
-        # may the weight that is read instead count, infinite as it may be.
-        scale = weight.to(acc)[target.clamp(0, weight.numel() - 1)].masked_fill(ignored, 0)
-    if reduction == "mean":
-        divisor = (~ignored).sum(dtype=acc) if scale is None else scale.sum()
-        inverse = torch.where(divisor == 0, 0.0, 1 / divisor)
-        scale = inverse if scale is None else scale * inverse
-    if sample_weight is not None:
-        factors = sample_weight.to(acc).masked_fill(ignored, 0)
-        scale = factors if scale is None else scale * factors
-    return logits.new_ones((), dtype=acc) if scale is None else scale
+    shards: ClassShards | None = None
 
 
 def run(call: Call) -> tuple[Tensor, Aux]:
@@ -95,19 +62,15 @@ def run(call: Call) -> tuple[Tensor, Aux]:
 
 def _reference(call: Call) -> tuple[Tensor, Aux]:
     weights = call.terms.tensor_weights(like=call.row_scale)
-    out = reference.row_loss(call.logits, call.target, weights, call.terms, call.ignore_index)
+    rows = call.logits, call.target
+    out = reference.row_loss(*rows, weights, call.terms, call.ignore_index, call.shards)
     scaled = out.row_losses * call.row_scale
     loss = scaled.sum() if call.reduce else scaled
-    logits, dim = call.logits.detach(), class_dim(call.logits)
-    ignored = call.target == call.ignore_index
     made = {
-        "term_losses": lambda: out.term_losses.detach(),
-        "lse": lambda: logits.to(accumulator_dtype(logits.dtype)).logsumexp(dim),
-        "p_y": lambda: out.row.p_y.detach().masked_fill(ignored, 0),
-        "argmax": lambda: logits.argmax(dim),
-        "probs": lambda: reference.softmax(logits, dim),
+        name: reference.auxiliary(name, *rows, out, call.ignore_index, call.shards)
+        for name in call.aux
     }
-    return loss, Aux(**{name: made[name]() for name in call.aux})
+    return loss, Aux(**made)
 
 
 def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
@@ -115,9 +78,8 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
     weights = call.terms.tensor_weights(like=call.row_scale)
     learned = weights is not None and weights.requires_grad and torch.is_grad_enabled()
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
-    if call.inplace and needs_grad:
-        check_inplace(logits)
-    direct = backend == CPU and on_plain_cpu(logits) and on_plain_cpu(call.target)
+    plain = on_plain_cpu(logits) and on_plain_cpu(call.target)
+    direct = backend == CPU and plain and call.shards is None
     names, params = call.terms.derived(_encode) if direct else _encode(call.terms)
     spec = RowSpec(
         names=names,
@@ -129,6 +91,7 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
         inplace=call.inplace and needs_grad,
         aux=learned or not {"probs"}.issuperset(call.aux),
         probs="probs" in call.aux,
+        **({} if call.shards is None else call.shards.spec),
     )
     # Dynamo mistakes the arguments of a Function that no gradient goes through.
     differentiable = needs_grad or learned or call.row_scale.requires_grad
@@ -142,21 +105,22 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
         bare = torch.compiler.is_compiling() and not differentiable
         apply = torch.ops.anl_kernels.row_loss if bare else RowLossFunction.apply
         loss, *others = apply(logits, call.target, call.row_scale, weights, *spec)
-    return loss, _aux_of(call, *others[3:]) if call.aux else Aux()
+    made = dict(zip(RowOutputs._fields[1:], others, strict=True))
+    return loss, aux_of(call.aux, call.target.shape, made)
 
 
-def _aux_of(
-    call: Call, term_losses: Tensor, lse: Tensor, p_y: Tensor, argmax: Tensor, probs: Tensor
-) -> Aux:
-    shape = call.target.shape
-    made = {
-        "term_losses": lambda: term_losses.t().reshape(len(call.terms), *shape),
-        "lse": lambda: lse.view(shape),
-        "p_y": lambda: p_y.view(shape),
-        "argmax": lambda: argmax.view(shape),
-        "probs": lambda: probs,
-    }
-    return Aux(**{name: made[name]() for name in call.aux})
+def aux_of(names: tuple[str, ...], shape: torch.Size, made: dict[str, Tensor]) -> Aux:
+    """What was asked for of the results of rows, in the target's shape."""
+
+    def shaped(name: str) -> Tensor:
+        if name == "probs":
+            return made[name]
+        if name == "term_losses":
+            losses = made[name].t()
+            return losses.reshape(losses.shape[0], *shape)
+        return made[name].view(shape)
+
+    return Aux(**{name: shaped(name) for name in names})
 
 
 def _encode(terms: Terms) -> tuple[str, list[float]]:
@@ -171,10 +135,12 @@ def _one_pass(call: Call, learned_weights: bool) -> bool:
     smallest number until a GradScaler has multiplied it. float64 is there for checks, such as
     gradcheck's that a second backward, which recomputes, gives the same bits. Compiled code and
     functorch transforms need it: the compiler would copy a gradient that is scaled in place, and
-    functorch always asks for a differentiable backward, which recomputes.
+    functorch always asks for a differentiable backward, which recomputes. Classes on several ranks
+    are read again for the gradient in either form, since the ranks' sums come first.
     """
     return (
         call.reduce
+        and call.shards is None
         and call.logits.dtype in (torch.float32, torch.bfloat16)
         and not learned_weights
         and not call.row_scale.requires_grad

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from anl_kernels import checks
+from anl_kernels.arguments import factors_of, local_logits
 from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
-from anl_kernels.execution import Aux, Call, row_scale_of, run
-from anl_kernels.options import (
-    LossOptions,
-    Reduction,
-    aux_outputs,
-    check_ignore_index,
-    check_reduction,
-    class_scale_at,
-)
-from anl_kernels.terms import CE, NCE, NNCE, Term, Terms, as_terms
+from anl_kernels.execution import Aux, Call, run
+from anl_kernels.options import LossOptions, Reduction, aux_outputs
+from anl_kernels.sharding.shards import ClassShards
+from anl_kernels.terms import NCE, NNCE, Term, Terms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def robust_loss(
@@ -35,6 +34,8 @@ def robust_loss(
     reduction: Reduction = "mean",
     class_scale: float | Literal["auto"] = 1.0,
     inplace: bool = False,
+    process_group: ProcessGroup | ClassShards | None = None,
+    num_classes: int | None = None,
     return_aux: bool | Collection[str] = False,
 ) -> Tensor | tuple[Tensor, Aux]:
     """A weighted sum of terms, with the conventions of ``torch.nn.functional.cross_entropy``.
@@ -56,6 +57,13 @@ def robust_loss(
         inplace: let the gradient overwrite the logits, to save their size in memory. Whoever
             saved them for backward raises then; a second backward does too. The reference
             backend does not use the permission.
+        process_group: the ranks that share the classes of these rows, each with its own columns
+            of the logits: a process group, or a :class:`ClassShards`, which spares a question to
+            all ranks in every call. Target, weights and results are the same on all of them,
+            ``probs`` apart; each gets the gradient of its columns. Logits that are a ``DTensor``
+            sharded on the class dimension need no argument.
+        num_classes: the number of classes if the logits have more columns, a vocabulary's padding:
+            those count in nothing and their gradient is 0. Of all ranks together.
         return_aux: also return :class:`Aux` with term losses, lse, p_y and argmax, or only what
             a collection of its field names asks for ("probs" only so).
 
@@ -70,32 +78,32 @@ def robust_loss(
             :func:`check_labels`; otherwise the row's loss is NaN there.
         RuntimeError: the backend asked for with :func:`use_backend` cannot run.
     """
-    checks.check_logits(logits)
+    checks.check_floating_logits(logits)
+    if inplace and logits.requires_grad and torch.is_grad_enabled():
+        checks.check_inplace(logits)
+    logits, target, shards, num_classes = local_logits(logits, target, process_group, num_classes)
     checks.check_target(target, logits)
-    check_reduction(reduction)
-    check_ignore_index(ignore_index)
-    num_classes = logits.shape[checks.class_dim(logits)]
-    num_counted = checks.check_labels_in_range(target, num_classes, ignore_index)
-    scaled_terms = as_terms(terms).scaled(class_scale_at(class_scale, num_classes))
-    for term in scaled_terms.terms:
-        term.check_num_classes(num_classes)
-    if weight is not None:
-        checks.check_class_weight(weight, logits)
-        _check_weighted_terms(scaled_terms)
-    if sample_weight is not None:
-        checks.check_sample_weight(sample_weight, target)
-
+    factors = factors_of(
+        terms,
+        logits,
+        target,
+        num_classes,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        class_scale=class_scale,
+    )
     call = Call(
         logits=logits,
         target=target,
-        row_scale=row_scale_of(
-            logits, target, weight, sample_weight, ignore_index, reduction, num_counted
-        ),
-        terms=scaled_terms,
+        row_scale=factors.row_scale,
+        terms=factors.terms,
         ignore_index=ignore_index,
         reduce=reduction != "none",
         inplace=inplace,
         aux=aux_outputs(return_aux),
+        shards=shards,
     )
     loss, aux = run(call)
     return (loss, aux) if return_aux else loss
@@ -159,13 +167,3 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     direct = backend == CPU and checks.on_plain_cpu(rows)
     function = DirectSoftmaxFunction if direct else SoftmaxFunction
     return function.apply(rows, backend).reshape(logits.shape)
-
-
-def _check_weighted_terms(terms: Terms) -> None:
-    for term in terms.terms:
-        if isinstance(term, CE) and term.label_smoothing:
-            raise ValueError(
-                f"weight cannot be combined with CE(label_smoothing={term.label_smoothing}): "
-                f"torch.nn.CrossEntropyLoss weighs the smoothed classes one by one, this library "
-                f"weighs rows; set label_smoothing=0 or pass sample_weight=weight[target]"
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -14,7 +14,47 @@ from anl_kernels.terms import CE, MAE, NCE, NFL, NNCE, NNFL, RCE, Term, Terms, a
 _T = TypeVar("_T")
 
 
-class RobustLoss(nn.Module):
+class Criterion(nn.Module):
+    """What the modules share: terms, and the keywords that are fixed for every call."""
+
+    keywords: ClassVar[type] = LossOptions
+    weight: Tensor | None
+
+    def __init__(self, terms: Term | Terms, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.terms = as_terms(terms)
+        allowed = set(self.keywords.__annotations__) - {"sample_weight"}
+        unknown = set(options) - allowed
+        if unknown:
+            raise TypeError(
+                f"unknown option {', '.join(sorted(unknown))}; the options of a module are "
+                f"{', '.join(sorted(allowed))}; sample_weight goes to its call"
+            )
+        check_reduction(options.get("reduction", "mean"))
+        class_scale_at(options.get("class_scale", 1.0), 10)
+        aux_outputs(options.get("return_aux", False))
+        self.register_buffer("weight", options.pop("weight", None))
+        self.options = options
+        for i, tensor in enumerate(self.terms.tensors):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(f"term_weight_{i}", tensor)
+
+    def current_terms(self) -> Terms:
+        """The terms with the parameters that the module has now; functional_call replaces them."""
+        if not self._parameters:
+            return self.terms
+        tensors = tuple(
+            getattr(self, f"term_weight_{i}", tensor) for i, tensor in enumerate(self.terms.tensors)
+        )
+        return Terms(self.terms.terms, self.terms.factors, tensors)
+
+    def extra_repr(self) -> str:
+        """The terms and the options that were given."""
+        given = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{self.terms!r}{given}"
+
+
+class RobustLoss(Criterion):
     """A weighted sum of terms as a module: one fused kernel a call.
 
     Args:
@@ -32,26 +72,8 @@ class RobustLoss(nn.Module):
         >>> loss = criterion(logits, target)
     """
 
-    weight: Tensor | None
-
     def __init__(self, terms: Term | Terms, **options: Unpack[LossOptions]) -> None:
-        super().__init__()
-        self.terms = as_terms(terms)
-        unknown = set(options) - set(LossOptions.__annotations__) | {"sample_weight"} & set(options)
-        if unknown:
-            allowed = sorted(set(LossOptions.__annotations__) - {"sample_weight"})
-            raise TypeError(
-                f"unknown option {', '.join(sorted(unknown))}; the options of a module are "
-                f"{', '.join(allowed)}; sample_weight goes to its call"
-            )
-        check_reduction(options.get("reduction", "mean"))
-        class_scale_at(options.get("class_scale", 1.0), 10)
-        aux_outputs(options.get("return_aux", False))
-        self.register_buffer("weight", options.pop("weight", None))
-        self.options = options
-        for i, tensor in enumerate(self.terms.tensors):
-            if isinstance(tensor, nn.Parameter):
-                self.register_parameter(f"term_weight_{i}", tensor)
+        super().__init__(terms, dict(options))
 
     def forward(
         self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
@@ -60,25 +82,11 @@ class RobustLoss(nn.Module):
         return robust_loss(
             logits,
             target,
-            self._current_terms(),
+            self.current_terms(),
             weight=self.weight,
             sample_weight=sample_weight,
-            **self.options,  # type: ignore[misc]
+            **self.options,
         )
-
-    def _current_terms(self) -> Terms:
-        """The terms with the parameters that the module has now; functional_call replaces them."""
-        if not self._parameters:
-            return self.terms
-        tensors = tuple(
-            getattr(self, f"term_weight_{i}", tensor) for i, tensor in enumerate(self.terms.tensors)
-        )
-        return Terms(self.terms.terms, self.terms.factors, tensors)
-
-    def extra_repr(self) -> str:
-        """The terms and the options that were given."""
-        given = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        return f"{self.terms!r}{given}"
 
 
 class ActiveNegativeLoss(RobustLoss):

@@ -7,20 +7,24 @@ An operator takes tensors and plain numbers. A sum of terms travels as ``Terms.n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anl_kernels.backends.interface import (
+    Backend,
     RowOutputs,
     RowRequest,
     empty_outputs,
     tensors_only,
 )
 from anl_kernels.backends.layout import empty_like_rows
-from anl_kernels.backends.selection import load_backend
+from anl_kernels.backends.reference import ReferenceKernels
+from anl_kernels.backends.selection import REFERENCE, load_backend
+from anl_kernels.backends.sharded import ShardedKernels
+from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Terms, decode_terms
 
 _library = torch.library.Library("anl_kernels", "DEF")
@@ -46,6 +50,19 @@ class RowSpec(NamedTuple):
     """Also term losses, lse, p_y and argmax."""
     probs: bool = False
     """Also the softmax."""
+    group: str = ""
+    """Name of the process group whose ranks share the classes; empty if they are all here."""
+    shard_sizes: Sequence[int] = ()
+    """How many of them each rank has."""
+
+    @property
+    def shards(self) -> ClassShards | None:
+        """How the classes are shared, if they are."""
+        return ClassShards.named(self.group, self.shard_sizes) if self.group else None
+
+    def load(self) -> Backend:
+        """The backend, with an exchange between ranks around it where they share the classes."""
+        return _load(self.backend, self.shards)
 
     @property
     def terms(self) -> Terms:
@@ -71,14 +88,21 @@ class RowSpec(NamedTuple):
         )
 
 
-_SPEC = (
+def _load(backend: str, shards: ClassShards | None = None) -> Backend:
+    if backend == REFERENCE:
+        return ReferenceKernels(shards)
+    kernels = load_backend(backend)
+    return kernels if shards is None else ShardedKernels(kernels, shards)
+
+
+SPEC = (
     "str names, float[] params, int ignore_index, str backend, bool reduce, bool write_grad, "
-    "bool inplace, bool aux, bool probs"
+    "bool inplace, bool aux, bool probs, str group, int[] shard_sizes"
 )
 _RETURNS = "(" + ", ".join(f"Tensor {name}" for name in RowOutputs._fields) + ")"
 
 
-def _operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated function an operator's implementation on every device."""
     name = signature.partition("(")[0]
 
@@ -90,35 +114,35 @@ def _operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return register
 
 
-def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated function what an operator answers where there is no data."""
     return torch.library.register_fake(f"anl_kernels::{name}", lib=_library)
 
 
-@_operator(
+@operator(
     "row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-    f"{_SPEC}) -> {_RETURNS}"
+    f"{SPEC}) -> {_RETURNS}"
 )
 def row_loss(
     logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
 ) -> tuple[Tensor, ...]:
     """Loss of the rows times ``row_scale`` (0-d or of the target's shape); see :class:`RowSpec`."""
     options = RowSpec(*spec)
-    backend = load_backend(options.backend)
+    backend = options.load()
     outputs = backend.row_loss(logits, target, row_scale, term_weights, options.request)
     return tensors_only(outputs, logits)
 
 
-@_fake("row_loss")
+@fake("row_loss")
 def _fake_row_loss(
     logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
 ) -> tuple[Tensor, ...]:
     return tuple(empty_outputs(logits, target, RowSpec(*spec).request))
 
 
-@_operator(
+@operator(
     "row_loss_(Tensor(a!) logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-    f"{_SPEC}) -> {_RETURNS}"
+    f"{SPEC}) -> {_RETURNS}"
 )
 def row_loss_(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """:func:`row_loss` with ``write_grad`` and ``inplace``: the gradient overwrites the logits."""
@@ -126,28 +150,28 @@ def row_loss_(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return row_loss(logits, *args)
 
 
-_fake("row_loss_")(_fake_row_loss)
+fake("row_loss_")(_fake_row_loss)
 
 
-_ROW_GRAD_ARGS = f"Tensor target, Tensor row_scale, Tensor stats, {_SPEC}"
+_ROW_GRAD_ARGS = f"Tensor target, Tensor row_scale, Tensor stats, {SPEC}"
 
 
-@_operator(f"row_grad(Tensor logits, {_ROW_GRAD_ARGS}) -> Tensor")
+@operator(f"row_grad(Tensor logits, {_ROW_GRAD_ARGS}) -> Tensor")
 def row_grad(
     logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any
 ) -> Tensor:
     """The gradient out of ``row_loss``'s statistics, times ``row_scale`` before it is rounded."""
-    grad = load_backend(RowSpec(*spec).backend).empty_like_rows(logits)
+    grad = RowSpec(*spec).load().empty_like_rows(logits)
     _row_grad_into(grad, logits, target, row_scale, stats, spec)
     return grad
 
 
-@_fake("row_grad")
+@fake("row_grad")
 def _(logits: Tensor, *args: Any) -> Tensor:
     return empty_like_rows(logits)
 
 
-@_operator(f"row_grad_(Tensor(a!) logits, {_ROW_GRAD_ARGS}) -> ()")
+@operator(f"row_grad_(Tensor(a!) logits, {_ROW_GRAD_ARGS}) -> ()")
 def row_grad_(logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any) -> None:
     """:func:`row_grad`, written over the logits."""
     torch.autograd.graph.increment_version(logits)
@@ -163,41 +187,41 @@ def _row_grad_into(
     spec: tuple[Any, ...],
 ) -> None:
     options = RowSpec(*spec)
-    backend = load_backend(options.backend)
+    backend = options.load()
     backend.row_grad(grad, logits, target, row_scale, stats, options.request)
 
 
-@_fake("row_grad_")
+@fake("row_grad_")
 def _fake_mutation(*args: Any) -> None:
     return None
 
 
-@_operator("scale_(Tensor(a!) tensor, Tensor factor, str backend) -> ()")
+@operator("scale_(Tensor(a!) tensor, Tensor factor, str backend) -> ()")
 def scale_(tensor: Tensor, factor: Tensor, backend: str) -> None:
     """Multiply in place by a 0-d tensor; costs nothing when it is 1, and never asks the host."""
-    load_backend(backend).scale_(tensor, factor)
+    _load(backend).scale_(tensor, factor)
 
 
-_fake("scale_")(_fake_mutation)
+fake("scale_")(_fake_mutation)
 
 
-@_operator("softmax(Tensor logits, str backend) -> Tensor")
+@operator("softmax(Tensor logits, str backend) -> Tensor")
 def softmax(logits: Tensor, backend: str) -> Tensor:
     """Softmax over the class dimension: 1, or 0 for one row."""
     return load_backend(backend).softmax(logits)
 
 
-@_fake("softmax")
+@fake("softmax")
 def _(logits: Tensor, backend: str) -> Tensor:
     return torch.empty_like(logits)
 
 
-@_operator("softmax_backward(Tensor grad, Tensor probs, str backend) -> Tensor")
+@operator("softmax_backward(Tensor grad, Tensor probs, str backend) -> Tensor")
 def softmax_backward(grad: Tensor, probs: Tensor, backend: str) -> Tensor:
     """Gradient with respect to the logits of :func:`softmax`."""
     return load_backend(backend).softmax_backward(grad, probs)
 
 
-@_fake("softmax_backward")
+@fake("softmax_backward")
 def _(grad: Tensor, probs: Tensor, backend: str) -> Tensor:
     return torch.empty_like(probs)

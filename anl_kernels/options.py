@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import TypedDict
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from anl_kernels.sharding.shards import ClassShards
 
 Reduction = Literal["mean", "sum", "none"]
 AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs")
@@ -22,7 +28,26 @@ class LossOptions(TypedDict, total=False):
     reduction: Reduction
     class_scale: float | Literal["auto"]
     inplace: bool
+    process_group: ProcessGroup | ClassShards | None
+    num_classes: int | None
     return_aux: bool | Collection[str]
+
+
+class LinearOptions(TypedDict, total=False):
+    """Keywords of :func:`anl_kernels.linear_robust_loss`."""
+
+    weight: Tensor | None
+    sample_weight: Tensor | None
+    ignore_index: int
+    reduction: Reduction
+    class_scale: float | Literal["auto"]
+    process_group: ProcessGroup | ClassShards | None
+    num_classes: int | None
+    return_aux: bool | Collection[str]
+    logit_softcap: float | None
+    chunk_bytes: int | None
+    accum_dtype: torch.dtype | None
+    skip_ignored: bool | None
 
 
 def check_reduction(reduction: str) -> None:
@@ -45,8 +70,8 @@ def class_scale_at(class_scale: float | str, num_classes: int) -> float:
     """
     if class_scale == "auto":
         return max(1, num_classes * math.log(num_classes)) / (10 * math.log(10))
-    number = isinstance(class_scale, int | float) and math.isfinite(class_scale)
-    if isinstance(class_scale, str) or not number or class_scale <= 0:
+    # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.
+    if not isinstance(class_scale, int | float) or not 0 < class_scale < math.inf:
         raise ValueError(f"class_scale must be a positive number or 'auto', got {class_scale!r}")
     return float(class_scale)
 

@@ -24,6 +24,14 @@ ARGUMENTS = {
     "logits-complex": (lambda: loss(LOGITS.cfloat()), TypeError, ["logits", "complex64"]),
     "logits-0d": (lambda: loss(torch.tensor(1.0)), ValueError, ["logits", "(N, K", "()"]),
     "logits-no-classes": (lambda: loss(torch.zeros(3, 0)), ValueError, ["logits", "(3, 0)"]),
+    "num_classes-0": (lambda: loss(num_classes=0), ValueError, ["num_classes", "[1, ", "got 0"]),
+    "num_classes-many": (lambda: loss(num_classes=99), ValueError, ["num_classes", "99"]),
+    "num_classes-float": (lambda: loss(num_classes=2.0), ValueError, ["num_classes", "2.0"]),
+    "process_group": (
+        lambda: loss(process_group="gloo"),
+        TypeError,
+        ["process_group", "ProcessGroup", "ClassShards", "'gloo'"],
+    ),
     "target-list": (lambda: loss(target=[0, 1, 2]), TypeError, ["target", "list"]),
     "target-float": (
         lambda: loss(target=torch.zeros(3, 5)),

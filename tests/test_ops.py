@@ -20,6 +20,7 @@ OPERATORS = {
     "softmax",
     "softmax_backward",
 }
+CHECKED_ELSEWHERE = {"linear_loss", "linear_grad"}  # tests/linear
 TERMS = CASES["ANL-CE"]
 
 # The in-place operators fail for want of fake kernels, and "one-pass" with them (scale_).
@@ -54,7 +55,7 @@ def test_every_operator_is_checked_here():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("anl_kernels::")
     }
-    assert registered == OPERATORS
+    assert registered == OPERATORS | CHECKED_ELSEWHERE
 
 
 @pytest.mark.parametrize("options", SPECS.values(), ids=list(SPECS))

@@ -12,9 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.backends.interface import (
+    NUM_STATS,
+    RowOutputs,
+    RowRequest,
+    accumulator_dtype,
+    empty_outputs,
+    scaled_loss,
+)
+from anl_kernels.backends.layout import empty_like_rows
+from anl_kernels.sharding.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
+from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Terms
 from anl_kernels.terms.row import Row
+
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
 
 class ReferenceOutputs(NamedTuple):
@@ -31,19 +43,24 @@ def row_loss(
     term_weights: Tensor | None,
     terms: Terms,
     ignore_index: int,
+    shards: ClassShards | None = None,
 ) -> ReferenceOutputs:
     """The unscaled loss of every row: 0 where ignored, NaN where the label is out of range.
 
-    Differentiable, twice and more, with respect to ``logits`` and ``term_weights``.
+    Differentiable, twice and more, with respect to ``logits`` and ``term_weights``. With
+    ``shards`` the logits are some of the classes, and the other ranks of the group call this too.
     """
     classes_last = logits.movedim(1, -1) if logits.dim() > 1 else logits
     z = classes_last.to(accumulator_dtype(logits.dtype))
-    num_classes = z.shape[-1]
+    num_classes = z.shape[-1] if shards is None else shards.num_classes
     ignored = target == ignore_index
     outside = ((target < 0) | (target >= num_classes)) & ~ignored
     # Whatever stands in an ignored row, its gradient is 0, not 0 * NaN.
     z = z.masked_fill(ignored.unsqueeze(-1), 0)
-    row = Row(z, target.long().clamp(0, num_classes - 1))
+    if shards is None:
+        row = Row(z, target.long().clamp(0, num_classes - 1))
+    else:
+        row = ShardedRow(z, shards.labels_here(target.long(), ignore_index), shards)
     losses = torch.stack([term.rows(row) for term in terms.terms])
     losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
     weights: Iterable[float | Tensor] = terms.factors if term_weights is None else term_weights
@@ -54,3 +71,106 @@ def row_loss(
 def softmax(logits: Tensor, dim: int) -> Tensor:
     """Softmax over ``dim`` with the accumulator's arithmetic, in the logits' dtype."""
     return torch.softmax(logits, dim, dtype=accumulator_dtype(logits.dtype)).to(logits.dtype)
+
+
+def auxiliary(
+    name: str,
+    logits: Tensor,
+    target: Tensor,
+    made: ReferenceOutputs,
+    ignore_index: int,
+    shards: ClassShards | None = None,
+) -> Tensor:
+    """A field of :class:`anl_kernels.Aux`, of ignored rows too, without gradient."""
+    if name == "term_losses":
+        return made.term_losses.detach()
+    if name == "p_y":
+        return made.row.p_y.detach().masked_fill(target == ignore_index, 0)
+    logits, dim = logits.detach(), 1 if logits.dim() > 1 else 0
+    if name == "argmax":
+        return logits.argmax(dim) if shards is None else argmax_of_shards(logits, dim, shards)
+    z = logits.to(accumulator_dtype(logits.dtype))
+    lse = z.logsumexp(dim) if shards is None else logsumexp_of_shards(z, dim, shards)
+    return lse if name == "lse" else (z - lse.unsqueeze(dim)).exp().to(logits.dtype)
+
+
+class ReferenceKernels:
+    """The reference as a ``Backend``, for callers that walk over chunks of rows.
+
+    Gradients are autograd's, within the call. Its statistics are the weights of the terms, in
+    every row.
+    """
+
+    def __init__(self, shards: ClassShards | None = None) -> None:
+        self._shards = shards
+
+    def knows(self, functor: str) -> bool:
+        """See ``Backend.knows``: terms have formulas, not functors."""
+        return True
+
+    def empty_like_rows(self, logits: Tensor) -> Tensor:
+        """See ``Backend.empty_like_rows``."""
+        return empty_like_rows(logits)
+
+    def scale_(self, tensor: Tensor, factor: Tensor) -> None:
+        """See ``Backend.scale_``; never free."""
+        tensor.mul_(factor)
+
+    def row_loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        term_weights: Tensor | None,
+        request: RowRequest,
+    ) -> RowOutputs:
+        """See ``Backend.row_loss``; ``probs`` are not made."""
+        outputs = empty_outputs(logits, target, request)
+        z, made = self._run(logits, target, term_weights, request)
+        row_losses = made.row_losses.detach().reshape(-1)
+        if request.aux:
+            for name in ("term_losses", "lse", "p_y", "argmax"):
+                value = auxiliary(name, logits, target, made, request.ignore_index, self._shards)
+                columns = value.flatten(1).t() if name == "term_losses" else value.reshape(-1)
+                getattr(outputs, name).copy_(columns)
+        if request.write_grad:
+            grad = logits if request.inplace else outputs.grad
+            grad.copy_(_gradient(z, made, row_scale))
+        if request.write_stats:
+            weights = request.terms.factors if term_weights is None else term_weights.detach()
+            outputs.stats[:, :NUM_STATS] = 0
+            outputs.stats[:, NUM_STATS:] = torch.as_tensor(weights, dtype=outputs.stats.dtype)
+        loss = scaled_loss(row_losses, target, row_scale, request)
+        return outputs._replace(loss=loss, row_losses=row_losses)
+
+    def row_grad(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        stats: Tensor,
+        request: RowRequest,
+    ) -> None:
+        """See ``Backend.row_grad``."""
+        if not target.numel():
+            return
+        z, made = self._run(logits, target, stats[0, NUM_STATS:], request)
+        grad.copy_(_gradient(z, made, row_scale))
+
+    def _run(
+        self, logits: Tensor, target: Tensor, term_weights: Tensor | None, request: RowRequest
+    ) -> tuple[Tensor, ReferenceOutputs]:
+        # Compiled code calls operators below autograd, where nothing would be recorded.
+        recorded = torch._C._SetExcludeDispatchKeyGuard(_AUTOGRAD, False)
+        with recorded, torch.enable_grad():
+            z = logits.detach().requires_grad_()
+            weights = None if term_weights is None else term_weights.detach()
+            made = row_loss(z, target, weights, request.terms, request.ignore_index, self._shards)
+        return z, made
+
+
+def _gradient(z: Tensor, made: ReferenceOutputs, row_scale: Tensor) -> Tensor:
+    upstream = row_scale.detach().expand(made.row_losses.shape)
+    (grad,) = torch.autograd.grad(made.row_losses, z, upstream)
+    return grad

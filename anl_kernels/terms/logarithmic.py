@@ -28,7 +28,7 @@ class CE(Term):
     def rows(self, row: Row) -> Tensor:
         if not self.label_smoothing:
             return -row.l_y
-        smooth = -(row.l_y + row.log_probs.sum(-1)) / row.num_classes
+        smooth = -(row.l_y + row.total_others(row.log_probs)) / row.num_classes
         return (1 - self.label_smoothing) * -row.l_y + self.label_smoothing * smooth
 
 
@@ -42,7 +42,7 @@ class NCE(Term):
     normalised: ClassVar[bool] = True
 
     def rows(self, row: Row) -> Tensor:
-        return fraction(row.l_y, row.log_probs.sum(-1))
+        return fraction(row.l_y, row.total_others(row.log_probs))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class _lazy:
+class lazy:
     """A cached property; before Python 3.12 ``functools``' holds a lock, which Dynamo refuses."""
 
     def __init__(self, compute: Callable[[Any], Tensor]) -> None:
@@ -46,43 +46,43 @@ class Row:
         """Sum of (..., K) values over the classes that are there, less the target: (...)."""
         return values.masked_fill(self.not_other, 0).sum(-1)
 
-    @_lazy
+    @lazy
     def margin(self) -> Tensor:
         """log(p_y / (1 - p_y)): the target's logit less the log-sum-exp of the others."""
         others = self.logits.masked_fill(self.not_other, -torch.inf)
         return self.logits.gather(-1, self.target).squeeze(-1) - others.logsumexp(-1)
 
-    @_lazy
+    @lazy
     def l_y(self) -> Tensor:
         """log p_y."""
         return F.logsigmoid(self.margin)
 
-    @_lazy
+    @lazy
     def p_y(self) -> Tensor:
         """Probability of the target."""
         return _sigmoid(self.margin)
 
-    @_lazy
+    @lazy
     def rest(self) -> Tensor:
         """1 - p_y, with full relative precision."""
         return _sigmoid(-self.margin)
 
-    @_lazy
+    @lazy
     def log_probs(self) -> Tensor:
         """log p_k of the other classes, and 0 where there is none: what sums need."""
         return self.logits.log_softmax(-1).masked_fill(self.not_other, 0)
 
-    @_lazy
+    @lazy
     def probs(self) -> Tensor:
         """p_k of every class."""
         return self.logits.softmax(-1)
 
-    @_lazy
+    @lazy
     def lse(self) -> Tensor:
         """Log-sum-exp of the logits."""
         return self.logits.logsumexp(-1) + self.offset.squeeze(-1)
 
-    @_lazy
+    @lazy
     def num_classes(self) -> Tensor:
         """The number of classes that are there, the target included."""
         return (~self.not_other).sum(-1).to(self.logits.dtype) + 1

@@ -1,0 +1,158 @@
+"""The arguments of a fused head: checked, on one device, of one dtype, those of this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anl_kernels import checks
+from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.options import aux_outputs
+from anl_kernels.sharding.dtensor import local_classes, replicated
+from anl_kernels.sharding.shards import ClassShards
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+OF_IGNORED_ROWS = ("lse", "argmax")
+"""Auxiliary outputs that ignored rows have too."""
+
+
+class LocalHead(NamedTuple):
+    """What the head of this rank is given."""
+
+    hidden: Tensor
+    """(..., D)."""
+    weight: Tensor
+    """(K or more, D)."""
+    bias: Tensor | None
+    target: Tensor
+    """(...)."""
+    shards: ClassShards | None
+    num_classes: int
+    """Of all ranks."""
+    num_here: int
+    """Of the weight's rows; the rest is padding."""
+    dtype: torch.dtype
+    """Of the products."""
+
+
+def local_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    process_group: ProcessGroup | ClassShards | None,
+    num_classes: int | None,
+) -> LocalHead:
+    """Check the tensors, and take of DTensors what is here."""
+    checks.check_dtype("hidden", hidden)
+    checks.check_dtype("linear_weight", weight)
+    weight, shards = local_classes("linear_weight", weight, 0, process_group)
+    hidden, target = replicated("hidden", hidden), replicated("target", target)
+    if bias is not None:
+        checks.check_dtype("linear_bias", bias)
+        bias, _ = local_classes("linear_bias", bias, 0, None)
+    _check_shapes(hidden, weight, bias)
+    checks.check_labels_of(target, hidden.shape[:-1], "hidden", hidden)
+    available = weight.shape[0] if shards is None else shards.num_classes
+    num_classes = checks.check_num_classes(num_classes, available, "linear_weight", weight)
+    if shards is not None:
+        shards = shards.without_padding(num_classes)
+    num_here = num_classes if shards is None else shards.num_here
+    dtype = _dtype_of_products(hidden, weight, bias)
+    return LocalHead(hidden, weight, bias, target, shards, num_classes, num_here, dtype)
+
+
+def check_aux(return_aux: bool | Collection[str]) -> tuple[str, ...]:
+    """The auxiliary outputs asked for; raise ValueError if the softmax is one of them."""
+    names = aux_outputs(return_aux)
+    if "probs" in names:
+        raise ValueError(
+            "return_aux cannot hold 'probs' here, which would be as large as the logits; if you "
+            "need them, compute the logits and call ak.robust_loss"
+        )
+    return names
+
+
+def check_softcap(softcap: float | None) -> float:
+    """The softcap, 0 for none; raise ValueError unless it is positive and finite."""
+    if softcap is None:
+        return 0.0
+    if isinstance(softcap, bool) or not isinstance(softcap, int | float) or not 0 < softcap < 1e30:
+        raise ValueError(f"logit_softcap must be a positive number or None, got {softcap!r}")
+    return float(softcap)
+
+
+def check_chunk_bytes(chunk_bytes: int | None) -> int:
+    """The memory of a chunk, 0 for the default; raise ValueError unless it is positive."""
+    if chunk_bytes is None:
+        return 0
+    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int) or chunk_bytes <= 0:
+        raise ValueError(
+            f"chunk_bytes must be a positive number of bytes or None, got {chunk_bytes!r}"
+        )
+    return chunk_bytes
+
+
+def sum_dtype_of(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """In which dtype gradients of parameters of a dtype are summed."""
+    wide = accumulator_dtype(dtype)
+    if accum_dtype not in (None, wide, dtype):
+        allowed = f"None or {wide}" if dtype == wide else f"None, {wide} or {dtype}, the weight's"
+        raise ValueError(f"accum_dtype must be {allowed}, got {accum_dtype!r}")
+    return wide if accum_dtype is None else accum_dtype
+
+
+def skips_ignored(skip: bool | None, device_type: str, aux: tuple[str, ...]) -> bool:
+    """Whether ignored rows are left out; auxiliary outputs may ask for them."""
+    if skip not in (None, True, False):
+        raise ValueError(f"skip_ignored must be True, False or None, got {skip!r}")
+    asked = [name for name in aux if name in OF_IGNORED_ROWS]
+    if skip and asked:
+        raise ValueError(
+            f"skip_ignored=True leaves ignored rows without {' and '.join(asked)}; ask for others "
+            f"in return_aux, or pass skip_ignored=False"
+        )
+    return (device_type == "cpu" and not asked) if skip is None else bool(skip)
+
+
+def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dim() != 2:
+        raise ValueError(f"linear_weight must have shape (K, D), got {_shape(weight)}")
+    if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must have shape (..., D) with D = {weight.shape[1]}, as linear_weight of "
+            f"{_shape(weight)} has, got {_shape(hidden)}"
+        )
+    checks.check_device("linear_weight", weight, hidden)
+    if bias is not None:
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"linear_bias must have shape ({weight.shape[0]},), one number for each row of "
+                f"linear_weight, got {_shape(bias)}"
+            )
+        checks.check_device("linear_bias", bias, hidden)
+
+
+def _dtype_of_products(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
+    tensors = {"linear_weight": weight} | ({} if bias is None else {"linear_bias": bias})
+    kind = hidden.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    if autocast and torch.float64 not in (hidden.dtype, weight.dtype):
+        return torch.get_autocast_dtype(kind)
+    for name, tensor in tensors.items():
+        if tensor.dtype != hidden.dtype:
+            hint = "autocast leaves float64 alone" if autocast else "or use torch.autocast"
+            raise TypeError(
+                f"{name} must have the dtype of hidden, {hidden.dtype}, got {tensor.dtype}; "
+                f"convert one of them ({hint})"
+            )
+    return hidden.dtype
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}"

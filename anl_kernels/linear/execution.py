@@ -1,0 +1,108 @@
+"""Runs a checked call of head and loss: choice of backend and form, outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anl_kernels import execution
+from anl_kernels.backends.selection import choose_backend
+from anl_kernels.execution import Aux, Call
+from anl_kernels.linear.arguments import OF_IGNORED_ROWS, LocalHead
+from anl_kernels.linear.autograd import LinearLossFunction, logits_of
+from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
+from anl_kernels.ops import RowSpec
+from anl_kernels.sharding.collectives import CopyToShards
+from anl_kernels.terms import Terms
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """A checked call of head and loss."""
+
+    head: LocalHead
+    options: HeadSpec
+    row_scale: Tensor
+    terms: Terms
+    ignore_index: int
+    reduce: bool
+    aux: tuple[str, ...]
+
+
+def run(call: LinearCall) -> tuple[Tensor, Aux]:
+    """The loss, and what was asked for beside it."""
+    if torch._C._are_functorch_transforms_active():
+        return _unfused(call)
+    head, options = call.head, call.options
+    hidden = head.hidden.reshape(-1, head.hidden.shape[-1])
+    rows = hidden.new_empty((0, options.num_classes), dtype=options.dtype)
+    backend = choose_backend(hidden.device.type, call.terms, rows, 1)
+    weights = call.terms.tensor_weights(like=call.row_scale)
+    grad_mode = torch.is_grad_enabled()
+    learned = weights is not None and weights.requires_grad and grad_mode
+    options = options._replace(
+        needs_hidden=hidden.requires_grad and grad_mode,
+        needs_weight=head.weight.requires_grad and grad_mode,
+        needs_bias=head.bias is not None and head.bias.requires_grad and grad_mode,
+    )
+    needs_grad = options.needs_hidden or options.needs_weight or options.needs_bias
+    spec = RowSpec(
+        names=call.terms.names,
+        params=list(call.terms.params),
+        ignore_index=call.ignore_index,
+        backend=backend,
+        reduce=call.reduce,
+        write_grad=needs_grad and _one_pass(call),
+        aux=learned or bool(call.aux),
+        **({} if head.shards is None else head.shards.spec),
+    )
+    scale = call.row_scale if call.row_scale.dim() == 0 else call.row_scale.reshape(-1)
+    tensors = hidden, head.weight, head.bias, head.target.reshape(-1), scale, weights
+    differentiable = needs_grad or learned or (scale.requires_grad and grad_mode)
+    # Dynamo mistakes the arguments of a Function that no gradient goes through.
+    bare = torch.compiler.is_compiling() and not differentiable
+    apply = torch.ops.anl_kernels.linear_loss if bare else LinearLossFunction.apply
+    loss, *others = apply(*tensors, *spec, *options)
+    shape = head.target.shape
+    made = dict(zip(ROW_OUTPUTS, others, strict=False))
+    loss = loss if call.reduce else loss.view(shape)
+    return loss, execution.aux_of(call.aux, shape, made)
+
+
+def _one_pass(call: LinearCall) -> bool:
+    """Whether the gradients shall come with the loss: three products instead of four.
+
+    As for logits, an upstream gradient for each row comes too late for that, and in float16 the
+    loss scale does; float64 is there for gradcheck.
+    """
+    return call.reduce and call.options.dtype in (torch.float32, torch.bfloat16)
+
+
+def _unfused(call: LinearCall) -> tuple[Tensor, Aux]:
+    """With all logits at once, for the transforms of ``torch.func``."""
+    head = call.head
+    hidden = head.hidden
+    if head.shards is not None:
+        hidden = CopyToShards.apply(hidden, head.shards.group)
+    if not set(call.aux).intersection(OF_IGNORED_ROWS):
+        hidden = hidden.masked_fill((head.target == call.ignore_index).unsqueeze(-1), 0)
+    logits = logits_of(hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, call.options)
+    loss, aux = execution.run(
+        Call(
+            logits=logits,
+            target=head.target.reshape(-1),
+            row_scale=call.row_scale.reshape(-1) if call.row_scale.dim() else call.row_scale,
+            terms=call.terms,
+            ignore_index=call.ignore_index,
+            reduce=call.reduce,
+            inplace=False,
+            aux=call.aux,
+            shards=head.shards,
+        )
+    )
+    shape = head.target.shape
+    named = {name: getattr(aux, name) for name in call.aux}
+    views = {name: value.reshape(*value.shape[:-1], *shape) for name, value in named.items()}
+    return loss if call.reduce else loss.reshape(shape), Aux(**views)

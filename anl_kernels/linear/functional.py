@@ -1,0 +1,122 @@
+"""Head and loss together as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from anl_kernels.arguments import factors_of
+from anl_kernels.execution import Aux
+from anl_kernels.linear.arguments import (
+    check_aux,
+    check_chunk_bytes,
+    check_softcap,
+    local_head,
+    skips_ignored,
+    sum_dtype_of,
+)
+from anl_kernels.linear.execution import LinearCall, run
+from anl_kernels.linear.ops import HeadSpec
+from anl_kernels.options import Reduction
+from anl_kernels.sharding.shards import ClassShards
+from anl_kernels.terms import Term, Terms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def linear_robust_loss(
+    hidden: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    terms: Term | Terms,
+    linear_bias: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    class_scale: float | Literal["auto"] = 1.0,
+    process_group: ProcessGroup | ClassShards | None = None,
+    num_classes: int | None = None,
+    return_aux: bool | Collection[str] = False,
+    logit_softcap: float | None = None,
+    chunk_bytes: int | None = None,
+    accum_dtype: torch.dtype | None = None,
+    skip_ignored: bool | None = None,
+) -> Tensor | tuple[Tensor, Aux]:
+    """The loss of ``F.linear(hidden, linear_weight, linear_bias)``, which never exists as a whole.
+
+    It is :func:`robust_loss` of those logits, a chunk of rows at a time: the extra memory is that
+    of the gradients, and of one chunk. With "mean" and "sum" the gradients are computed along with
+    the loss, by three matrix products; with "none", in float16 and in float64 backward computes
+    the logits once more.
+
+    Args:
+        hidden: (..., D), float64, float32, float16 or bfloat16.
+        linear_weight: (K, D), of the same dtype, or of any under autocast. May be frozen, as
+            hidden may: what needs no gradient costs no product.
+        target: (...) class indices, int64 or int32.
+        terms: a term or a weighted sum of terms.
+        linear_bias: (K,).
+        weight: as for :func:`robust_loss`.
+        sample_weight: as for :func:`robust_loss`.
+        ignore_index: as for :func:`robust_loss`.
+        reduction: as for :func:`robust_loss`.
+        class_scale: as for :func:`robust_loss`.
+        process_group: the ranks that share the classes, each with its own rows of the weight and
+            of the bias; ``hidden`` is the same on all, and so is its gradient. A ``DTensor``
+            weight sharded on its rows needs no argument.
+        num_classes: the number of classes if the weight has more rows, a vocabulary's padding.
+        return_aux: as for :func:`robust_loss`; "probs" is refused, since it is what is not to be.
+        logit_softcap: c > 0 for logits ``c * tanh(logits / c)``.
+        chunk_bytes: memory for the logits of a chunk, twice that with a softcap. By default 64 MiB
+            on a CPU and 256 MiB on a GPU, more if a row is very long (docs/forms.md).
+        accum_dtype: dtype in which the gradients of weight and bias are summed over chunks:
+            float32 by default (float64 for float64), or the weight's own, which saves the sum's
+            memory and rounds it once a chunk.
+        skip_ignored: compute nothing for rows with ``ignore_index``. By default on a CPU; on a GPU
+            the host waits to learn which they are.
+
+    Returns:
+        As :func:`robust_loss`; shapes are the target's.
+
+    Raises:
+        As :func:`robust_loss`, and ValueError where hidden, weight and bias do not fit.
+    """
+    aux = check_aux(return_aux)
+    head = local_head(hidden, linear_weight, linear_bias, target, process_group, num_classes)
+    like = head.hidden.new_empty((0,), dtype=head.dtype)
+    factors = factors_of(
+        terms,
+        like,
+        head.target,
+        head.num_classes,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        class_scale=class_scale,
+    )
+    options = HeadSpec(
+        softcap=check_softcap(logit_softcap),
+        chunk_bytes=check_chunk_bytes(chunk_bytes),
+        skip_ignored=skips_ignored(skip_ignored, like.device.type, aux),
+        dtype=head.dtype,
+        sum_dtype=sum_dtype_of(accum_dtype, head.weight.dtype),
+        num_classes=head.num_here,
+    )
+    call = LinearCall(
+        head=head,
+        options=options,
+        row_scale=factors.row_scale,
+        terms=factors.terms,
+        ignore_index=ignore_index,
+        reduce=reduction != "none",
+        aux=aux,
+    )
+    loss, made = run(call)
+    return (loss, made) if return_aux else loss

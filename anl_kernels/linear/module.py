@@ -1,0 +1,71 @@
+"""Head and loss together as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from anl_kernels.execution import Aux
+from anl_kernels.linear.arguments import check_aux, check_chunk_bytes, check_softcap
+from anl_kernels.linear.functional import linear_robust_loss
+from anl_kernels.losses import Criterion
+from anl_kernels.options import LinearOptions
+from anl_kernels.terms import Term, Terms
+
+
+class LinearRobustLoss(Criterion):
+    """A classifier's head with its loss: :func:`anl_kernels.linear_robust_loss` as a module.
+
+    Args:
+        head: the head, an ``nn.Linear`` of D features and K classes. It becomes a submodule; one
+            that the model has too, or whose weight is tied to an embedding, stays shared.
+        terms: a term or a weighted sum of terms; parameters among the weights are registered.
+        **options: keywords of :func:`anl_kernels.linear_robust_loss`, fixed for every call.
+            ``weight`` becomes a buffer. ``sample_weight`` goes to the call.
+
+    Raises:
+        TypeError: head is no ``nn.Linear``, terms is not a term, or an option is unknown.
+        ValueError: an option has a value it cannot have.
+
+    Example:
+        >>> criterion = ak.LinearRobustLoss(nn.Linear(4096, 128256, bias=False), ak.GCE(q=0.7))
+        >>> loss = criterion(hidden, target)
+        >>> prediction = criterion.logits(hidden[:, -1]).argmax(-1)
+    """
+
+    keywords = LinearOptions
+
+    def __init__(
+        self, head: nn.Linear, terms: Term | Terms, **options: Unpack[LinearOptions]
+    ) -> None:
+        if not isinstance(head, nn.Linear):
+            raise TypeError(f"head must be an nn.Linear, got {type(head).__name__}")
+        super().__init__(terms, dict(options))
+        check_aux(options.get("return_aux", False))
+        self._softcap = check_softcap(options.get("logit_softcap"))
+        check_chunk_bytes(options.get("chunk_bytes"))
+        self.head = head
+
+    def forward(
+        self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Aux]:
+        """The loss; shapes and errors as :func:`anl_kernels.linear_robust_loss`."""
+        return linear_robust_loss(
+            hidden,
+            self.head.weight,
+            target,
+            self.current_terms(),
+            self.head.bias,
+            weight=self.weight,
+            sample_weight=sample_weight,
+            **self.options,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head's output with its softcap and without padding, (..., K), for predictions."""
+        logits = self.head(hidden)
+        num_classes = self.options.get("num_classes")
+        if num_classes is not None and self.options.get("process_group") is None:
+            logits = logits[..., :num_classes]
+        return self._softcap * torch.tanh(logits / self._softcap) if self._softcap else logits

@@ -1,0 +1,59 @@
+"""Terms over a batch that the ranks of data parallelism share, each with its own rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anl_kernels.sharding.collectives import add_up_
+from anl_kernels.sharding.shards import check_group
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
+    """Means of columns over the rows of all ranks: what a term over the whole batch is made of.
+
+    The gradient is right for data parallelism that averages the ranks' gradients, as
+    ``DistributedDataParallel`` and FSDP do, if every rank adds the same term to its loss.
+
+    Args:
+        rows: (N, K), floating, such as ``ak.softmax(logits)``; N may differ between ranks.
+        process_group: the ranks that share the batch; None for this process's rows alone.
+
+    Returns:
+        (K,), in the dtype of the rows, the same on every rank; 0 where there are no rows.
+
+    Raises:
+        ValueError: rows are not (N, K).
+        TypeError: process_group is no process group.
+    """
+    if rows.dim() != 2:
+        raise ValueError(f"rows must have shape (N, K), got {tuple(rows.shape)}; flatten them")
+    total, count = rows.sum(0), rows.new_tensor(rows.shape[0], dtype=torch.float64)
+    if process_group is not None:
+        group = check_group(process_group)
+        total = _SumOfBatches.apply(total, group)
+        count = add_up_(count, group)
+    return total / count.clamp(min=1).to(rows.dtype)
+
+
+class _SumOfBatches(torch.autograd.Function):
+    """``apply(tensor, group)``: the sum over ranks, whose losses are different ones.
+
+    Each rank's part enters the losses of all, so that their gradients add up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        """Add up."""
+        ctx.group = group
+        return add_up_(tensor.clone(memory_format=torch.contiguous_format), group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Add up."""
+        return _SumOfBatches.apply(grad, ctx.group), None

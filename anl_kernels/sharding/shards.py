@@ -1,0 +1,134 @@
+"""How the classes lie over the ranks of a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anl_kernels.sharding.collectives import gather
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+IGNORED, ELSEWHERE = -100, -1
+"""Labels in a shard that are no place there: of an ignored row, of a class on another rank."""
+
+
+@dataclass(frozen=True)
+class ClassShards:
+    """Classes spread over the ranks of a process group, in their order: an immutable value.
+
+    Every loss takes one as ``process_group``. A bare process group will do as well, but then every
+    call asks all ranks for their sizes, and waits for the answer.
+
+    Args:
+        group: the process group. All its ranks hold the same rows, each its own classes.
+        sizes: how many classes each rank of the group has; any may be 0.
+
+    Raises:
+        TypeError: group is no process group.
+        ValueError: there is not one size for each rank, a size is negative, or this process is
+            not in the group.
+
+    Example:
+        >>> shards = ak.ClassShards.chunked(group, num_classes=128256)
+        >>> loss = ak.robust_loss(logits_of_this_rank, target, terms, process_group=shards)
+    """
+
+    group: ProcessGroup
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        ranks = check_group(self.group).size()
+        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
+        if len(self.sizes) != ranks or min(self.sizes) < 0:
+            raise ValueError(
+                f"sizes must be {ranks} numbers of classes, one for each rank of the group, got "
+                f"{self.sizes}"
+            )
+
+    @classmethod
+    def chunked(cls, group: ProcessGroup, num_classes: int) -> ClassShards:
+        """Classes as ``torch.chunk`` and ``DTensor`` share them: equally, the last ranks less."""
+        ranks = check_group(group).size()
+        each = -(-num_classes // ranks)
+        sizes = (min(each, max(0, num_classes - rank * each)) for rank in range(ranks))
+        return cls(group, tuple(sizes))
+
+    @classmethod
+    def exchanged(cls, group: ProcessGroup, num_here: int, device: torch.device) -> ClassShards:
+        """Ask every rank how many classes it has. All ranks of the group must call this."""
+        check_group(group)
+        mine = torch.tensor([num_here], device=device)
+        return cls(group, tuple(gather(mine, group).flatten().tolist()))
+
+    @classmethod
+    def named(cls, name: str, sizes: Sequence[int]) -> ClassShards:
+        """The same over the group of a name, which is how an operator is told of it."""
+        # Not to be kept: a group that outlives its destruction takes the process down at its exit.
+        from torch.distributed.distributed_c10d import _resolve_process_group
+
+        return cls(_resolve_process_group(name), tuple(sizes))  # type: ignore[arg-type]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What an operator is told, by the names of :class:`anl_kernels.ops.RowSpec`."""
+        return {"group": self.group.group_name, "shard_sizes": list(self.sizes)}
+
+    @property
+    def rank(self) -> int:
+        """This process's place in the group."""
+        return self.group.rank()
+
+    @property
+    def first(self) -> int:
+        """The first class that is here."""
+        return self.starts[self.rank]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first class of every rank."""
+        return tuple(accumulate(self.sizes, initial=0))[:-1]
+
+    @property
+    def num_here(self) -> int:
+        """The number of classes here."""
+        return self.sizes[self.rank]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes of all ranks."""
+        return sum(self.sizes)
+
+    def without_padding(self, num_classes: int) -> ClassShards:
+        """The same, with only the first ``num_classes``: what comes after is no class."""
+        sizes = tuple(
+            min(size, max(0, num_classes - start))
+            for size, start in zip(self.sizes, self.starts, strict=True)
+        )
+        return ClassShards(self.group, sizes)
+
+    def labels_here(self, target: Tensor, ignore_index: int) -> Tensor:
+        """Labels as places in this rank's classes, ``IGNORED`` or ``ELSEWHERE``."""
+        place = target - self.first
+        there = (place >= 0) & (place < self.num_here)
+        return torch.where(there, place, ELSEWHERE).masked_fill(target == ignore_index, IGNORED)
+
+
+def check_group(group: ProcessGroup) -> ProcessGroup:
+    """Raise unless ``group`` is a process group that this process belongs to."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup or an ak.ClassShards, got "
+            f"{group!r}"
+        )
+    if group.rank() < 0:
+        raise ValueError("process_group must contain this process; it calls with a group of others")
+    return group

@@ -1,0 +1,136 @@
+"""The operators, as ``torch.library.opcheck`` and others who read schemas see them."""
+
+import pytest
+import torch
+
+from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
+from anl_kernels.ops import RowSpec
+from tests.cases import CASES
+from tests.linear.heads import random_head
+
+OPS = torch.ops.anl_kernels
+TERMS = CASES["ANL-CE"]
+ONE_PASS = {"write_grad": True}
+SPECS = {
+    "loss": {},
+    "none": {"reduce": False},
+    "one-pass": ONE_PASS,
+    "aux": {"aux": True},
+    "one-pass-aux": {"aux": True, **ONE_PASS},
+    "softcap": {"softcap": 5.0, **ONE_PASS},
+    "padding": {"num_classes": 5, **ONE_PASS},
+    "not-skipped": {"skip_ignored": False, **ONE_PASS},
+    "hidden-frozen": {"needs_hidden": False, **ONE_PASS},
+    "weight-frozen": {"needs_weight": False, **ONE_PASS},
+    "narrow-products": {"dtype": torch.bfloat16, **ONE_PASS},
+}
+LAYOUTS = {
+    "contiguous": lambda tensor: tensor,
+    "transposed": lambda tensor: tensor.t().contiguous().t(),
+    "strided": lambda tensor: tensor.repeat_interleave(2, 1)[:, ::2],
+}
+
+
+def specs(backend, head, **options):
+    """Both specs' fields, as they follow an operator's tensors."""
+    rows = RowSpec(TERMS.names, list(TERMS.params), -100, backend)
+    has_bias = head.bias is not None
+    numbers = HeadSpec(
+        softcap=0.0, chunk_bytes=100, skip_ignored=True, dtype=head.hidden.dtype,
+        sum_dtype=accumulator_dtype(head.hidden.dtype), num_classes=head.weight.shape[0],
+        needs_hidden=True, needs_weight=True, needs_bias=has_bias,
+    )  # fmt: skip
+    of_rows = {name: value for name, value in options.items() if name in rows._fields}
+    of_head = {name: value for name, value in options.items() if name in numbers._fields}
+    return *rows._replace(**of_rows), *numbers._replace(**of_head)
+
+
+def problem(device, dtype=torch.float32, shape=(7,), bias=True):
+    head = random_head(shape, 4, 6, dtype, device, bias)
+    head.target.clamp_(max=4)
+    return head.with_ignored(1) if shape[0] > 1 else head
+
+
+def loss_args(head, backend, per_row=False, weighted=False, **options):
+    device = head.hidden.device
+    numbers = {"dtype": accumulator_dtype(head.hidden.dtype), "device": device}
+    scale = torch.rand(head.target.shape if per_row else (), **numbers)
+    weights = torch.rand(len(TERMS), **numbers) if weighted else None
+    return *head, scale, weights, *specs(backend, head, **options)
+
+
+def grad_args(head, backend, **options):
+    *tensors, scale, _ = loss_args(head, backend, per_row=True)[:6]
+    spec = specs(backend, head, **options)
+    loss = OPS.linear_loss(*tensors, scale, None, *spec)
+    return *tensors, scale, loss[1 + ROW_OUTPUTS.index("stats")], *spec
+
+
+def opcheck(operator, args):
+    result = torch.library.opcheck(operator.default, args)
+    assert set(result.values()) == {"SUCCESS"}, result
+
+
+def test_every_operator_is_checked_here():
+    registered = {
+        name.partition("::")[2].partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("anl_kernels::linear")
+    }
+    assert registered == {"linear_loss", "linear_grad"}
+
+
+@pytest.mark.parametrize("options", SPECS.values(), ids=list(SPECS))
+def test_linear_loss(options, quick, device):
+    opcheck(OPS.linear_loss, loss_args(problem(device), quick, **options))
+
+
+@pytest.mark.parametrize("options", [{}, ONE_PASS], ids=["loss", "one-pass"])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_linear_loss_of_factors(weighted, per_row, options, quick, device):
+    args = loss_args(problem(device), quick, per_row, weighted, aux=True, **options)
+    opcheck(OPS.linear_loss, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_linear_loss_of_dtypes(rows, bias, dtype, quick, device):
+    head = problem(device, dtype, (rows,), bias)
+    args = loss_args(head, quick, write_grad=True, sum_dtype=dtype)
+    opcheck(OPS.linear_loss, args)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}], ids=["plain", "softcap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_linear_grad(dtype, options, quick, device):
+    opcheck(OPS.linear_grad, grad_args(problem(device, dtype), quick, **options))
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize("weight", LAYOUTS.values(), ids=list(LAYOUTS))
+@pytest.mark.parametrize("hidden", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_fake_outputs_have_the_strides_of_real_ones(hidden, weight, rows, quick, device):
+    head = problem(device)
+    head = head._replace(hidden=hidden(head.hidden), weight=weight(head.weight))
+    args = loss_args(head, quick, aux=True, chunk_bytes=rows * 24, **ONE_PASS)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+        fake = OPS.linear_loss(*fakes)
+    for real, wanted in zip(OPS.linear_loss(*args), fake, strict=True):
+        assert (real.shape, real.stride(), real.dtype) == (
+            wanted.shape,
+            wanted.stride(),
+            wanted.dtype,
+        )
+
+
+@pytest.mark.parametrize("options", [{}, ONE_PASS], ids=["loss", "one-pass"])
+def test_inputs_may_require_grad(options, quick, device):
+    """It is the Function that is differentiable; an operator takes numbers."""
+    head = problem(device)
+    args = loss_args(head, quick, **options)
+    made = OPS.linear_loss(*head.leaves(), *args[4:])
+    assert all(map(torch.equal, made, OPS.linear_loss(*args)))
