@@ -86,6 +86,7 @@ def _add_suite(commands: Any, name: str, suite: Suite) -> argparse.ArgumentParse
     add("--shapes", nargs="+", type=_shape(sizes), metavar=sizes, help="of most tables")
     add("--typical-shape", type=_shape(sizes), metavar=sizes, help="of tables of one shape")
     add("--memory-shapes", nargs="+", type=_shape(sizes), metavar=sizes, help="of memory tables")
+    add("--chunk-shapes", nargs="+", type=_shape(sizes), metavar=sizes, help="by size of a chunk")
     add("--dtypes", nargs="+", choices=DTYPES,
         help="of the logits; in memory tables of rows and of layouts the first alone")  # fmt: skip
     add("--sigmas", nargs="+", type=_positive, help="of the logits, where it is varied")

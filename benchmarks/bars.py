@@ -25,6 +25,14 @@ class Bar:
     concerns: Callable[[Case], bool] = lambda case: True
     device: str = "cpu"
     suite: str = "rows"
+    memory: bool = False
+    """Of subjects' peak extra memory, not of times; over "logits" that is so anyway."""
+
+    def value(self, case: Case, measurement: Measurement) -> float | None:
+        """The figure that is bounded; None if one of the two is not known."""
+        if self.memory:
+            return case.memory_over(measurement, self.over)
+        return measurement.ratios.get(self.over)
 
     def slack(self, value: float | None) -> float:
         """The distance to the bound as a factor, below 1 on the wrong side of it."""
@@ -98,7 +106,7 @@ def _concerned(bar: Bar, results: Results) -> list[Case]:
 
 def _findings(bar: Bar, case: Case) -> list[Finding]:
     measured = [m for m in case.measurements if _is_subject(bar, case, m)]
-    return [Finding(bar, f"{case}, {m.subject}", m.ratios.get(bar.over)) for m in measured]
+    return [Finding(bar, f"{case}, {m.subject}", bar.value(case, m)) for m in measured]
 
 
 def _is_subject(bar: Bar, case: Case, measurement: Measurement) -> bool:

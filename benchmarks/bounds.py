@@ -115,28 +115,53 @@ def _of_head(
     bound: float,
     problem: Problem,
     table: str = "main",
+    memory: bool = False,
 ) -> Bar:
     return Bar(
         title, subject, over, sense, bound, (table,), concerns=lambda case: case.problem == problem,
-        device=problem.device, suite="linear",
+        device=problem.device, suite="linear", memory=memory,
     )  # fmt: skip
 
 
 # Of the head and the loss in one, which cannot do without the three products and both gradients.
 _HEAD = Problem(2048, 32000, "float32", hidden=512)
 _HEAD_ON_GPU = Problem(8192, 128256, "bfloat16", device="cuda", hidden=4096)
-_GRADIENT_BYTES = (2048 + 32000) * 512 * 4
-_MOST = (_GRADIENT_BYTES + (150 << 20)) / _HEAD.logits_bytes
-_CHUNKED = "F.linear_cross_entropy, chunked / fused head"
+
+
+def _most_of_head(problem: Problem, mebibytes: int) -> float:
+    """Both gradients and so much beside them, over the logits."""
+    assert problem.hidden is not None
+    numbers = (problem.rows + problem.classes) * problem.hidden
+    bytes_ = numbers * problem.torch_dtype.itemsize + (mebibytes << 20)
+    return bytes_ / problem.logits_bytes
+
+
+def _over_head(what: str, subject: str, time: float, memory: float) -> tuple[Bar, Bar]:
+    """A peer takes so many times the fused head's time, and so many times its memory."""
+    title, over = f"{what} / fused head", "linear_fused"
+    sized = f"{title}: extra memory"
+    return (
+        _of_head(title, subject, over, ">=", time, _HEAD),
+        _of_head(sized, subject, over, ">=", memory, _HEAD, "memory", memory=True),
+    )
+
 
 OF_HEADS = (
     _of_head("fused head / products", "linear_fused", "products", "<=", 1.05, _HEAD),
     _of_head(
-        "fused head: extra memory / logits", "linear_fused", "logits", "<=", _MOST, _HEAD, "memory"
+        "fused head: extra memory / logits", "linear_fused", "logits", "<=",
+        _most_of_head(_HEAD, 150), _HEAD, "memory",
     ),
-    _of_head(_CHUNKED, "linear_torch_chunked", "linear_fused", ">=", 1.8, _HEAD),
+    *_over_head("F.linear_cross_entropy, chunked", "linear_torch_chunked", 1.8, 1),
+    *_over_head("head, then well-written ANL", "linear_careful", 1, 7),
+    *_over_head("head, then official ANL", "linear_official", 1, 7),
     _of_head("GPU: fused head / products", "linear_fused", "products", "<=", 1.1, _HEAD_ON_GPU),
-)
+    # Its sums beside the gradient, in float32, would take twice the gradient's memory.
+    _of_head(
+        "GPU: fused head, narrow sums: extra memory / logits", "linear_fused_narrow", "logits",
+        "<=", _most_of_head(_HEAD_ON_GPU, 512), _HEAD_ON_GPU,
+    ),
+)  # fmt: skip
 
 
 def _pixels(prefix: str, device: str, regime: str | None) -> Bar:

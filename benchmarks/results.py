@@ -96,6 +96,11 @@ class Case:
         """The subject's time over that of the library; None if not known."""
         return measurement.ratios.get(self.ours)
 
+    def memory_over(self, measurement: Measurement, subject: str) -> float | None:
+        """The peak extra memory over that of another subject; None if not known."""
+        over_logits, other = measurement.ratios.get("logits"), self[subject].ratios.get("logits")
+        return over_logits / other if over_logits is not None and other else None
+
     def gigabytes_per_second(self, measurement: Measurement) -> float | None:
         """The bytes that the step has to move over its time, where a copy is the roof."""
         floor = self._floor(measurement)

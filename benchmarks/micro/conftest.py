@@ -86,6 +86,7 @@ def measure(benchmark: Any) -> Measure:
         backend: str | None = None,
         traffic: float | None = 2,
         queue: bool = False,
+        hidden: int | None = None,
     ) -> None:
         """Measure a subject.
 
@@ -96,8 +97,10 @@ def measure(benchmark: Any) -> Measure:
             backend: the library's; None for its own choice, and for others.
             traffic: what has to be moved, in sizes of the logits; None if that says nothing.
             queue: on a GPU, stop the clock when the host has queued the step.
+            hidden: size of the hidden state, of subjects with a head.
         """
-        problem = Problem(*shape, dtype, device=CPU if backend == CPU else DEVICE)
+        device = CPU if backend == CPU else DEVICE
+        problem = Problem(*shape, dtype, device=device, hidden=hidden)
         step_on = _steps(name, problem, backend)
         wait = _synchronize if problem.device != CPU else _nothing
         ends = _nothing if queue else wait

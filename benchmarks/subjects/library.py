@@ -35,16 +35,19 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "AMSE": {"a": 30.0},
 }
 """Of terms that have no defaults: the papers', for CIFAR-10."""
+_ANL = {p: ak.ActiveNegativeLoss(min_prob=p).terms for p in (MIN_PROB, MIN_PROB_OF_MANY)}
+
+
+def anl_terms(num_classes: int) -> ak.Terms:
+    """The papers' loss, or the one that many classes need: see ``min_prob_at``."""
+    return _ANL[min_prob_at(num_classes)]
 
 
 def _anl_at_any_size(inplace: bool) -> Criterion:
-    """The papers' loss, or the one that many classes need: see ``min_prob_at``."""
-    papers = ak.ActiveNegativeLoss(min_prob=MIN_PROB, inplace=inplace)
-    of_many = ak.ActiveNegativeLoss(min_prob=MIN_PROB_OF_MANY, inplace=inplace)
+    losses = {p: ak.RobustLoss(terms, inplace=inplace) for p, terms in _ANL.items()}
 
     def criterion(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        few = min_prob_at(logits.shape[1]) == MIN_PROB
-        return (papers if few else of_many)(logits, target)
+        return losses[min_prob_at(logits.shape[1])](logits, target)
 
     return criterion
 

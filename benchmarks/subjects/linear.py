@@ -7,21 +7,46 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import anl_kernels as ak
 from benchmarks.inputs import Inputs
 from benchmarks.peers import careful_anl, official_anl
-from benchmarks.subjects.base import Criterion, compiled_alone, loss_and_gradient, subject
-from benchmarks.subjects.library import anl_inplace
+from benchmarks.subjects.base import (
+    SUBJECTS,
+    Criterion,
+    Subject,
+    compiled_alone,
+    loss_and_gradient,
+    subject,
+)
+from benchmarks.subjects.library import anl_inplace, anl_terms
 from benchmarks.subjects.others import (
     careful_bytes_of_logit,
     eager,
     official_bytes_of_logit,
 )
 from benchmarks.timing import Prepare
+
+CHUNKS = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024)}
+"""Sizes of a chunk that are compared, in MiB of logits: about each device's default."""
+
+
+def fused(hidden: Tensor, weight: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """The library's head and loss in one."""
+    terms = anl_terms(weight.shape[0])
+    return ak.linear_robust_loss(  # type: ignore[return-value]
+        hidden, weight, target, terms, **options
+    )
+
+
+def fused_narrow(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """The same with sums over chunks in the dtype of the weight."""
+    return fused(hidden, weight, target, accum_dtype=weight.dtype)
 
 
 def after_head(criterion: Criterion) -> Criterion:
@@ -37,6 +62,9 @@ def after_head(criterion: Criterion) -> Criterion:
 unfused: Criterion = after_head(anl_inplace)
 careful_after_head: Criterion = after_head(careful_anl)
 
+# What the library computes rounds as the head's products do.
+_anl: dict[str, Any] = {"backend": "auto", "truth": careful_after_head, "rounds": True}
+
 
 @subject("the three matrix products")
 def products(inputs: Inputs) -> Prepare:
@@ -50,13 +78,19 @@ def products(inputs: Inputs) -> Prepare:
     return lambda i: partial(compute, *(leaf.detach() for leaf in inputs.leaves[i]))
 
 
-@subject(
-    "head, then anl_kernels",
-    backend="auto",
-    criterion=unfused,
-    truth=careful_after_head,
-    rounds=True,  # as the head's products do
-)
+@subject("anl_kernels, head fused", criterion=fused, **_anl)
+def linear_fused(inputs: Inputs) -> Prepare:
+    """The library over chunks of rows, so that the logits never exist as a whole."""
+    return loss_and_gradient(fused, inputs)
+
+
+@subject("anl_kernels, head fused, narrow sums", "cuda", criterion=fused_narrow, **_anl)
+def linear_fused_narrow(inputs: Inputs) -> Prepare:
+    """Its least memory in 16 bits: the weight's gradient needs no sum in float32 beside it."""
+    return loss_and_gradient(fused_narrow, inputs)
+
+
+@subject("anl_kernels, after the head", criterion=unfused, **_anl)
 def linear_unfused(inputs: Inputs) -> Prepare:
     """The library on the head's output, which the gradient overwrites."""
     return loss_and_gradient(unfused, inputs)
@@ -127,3 +161,21 @@ def linear_quack(inputs: Inputs) -> Prepare:
     """quack's, over chunks of rows."""
     chunked = import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
     return loss_and_gradient(partial(chunked, reduction="mean"), inputs)
+
+
+def _register(mebibytes: int) -> str:
+    """A subject whose chunks of logits take so much; its name."""
+    name = f"linear_fused_{mebibytes}mib"
+    criterion = partial(fused, chunk_bytes=mebibytes << 20)
+    SUBJECTS[name] = Subject(
+        f"anl_kernels, chunks of {mebibytes} MiB",
+        partial(loss_and_gradient, criterion),
+        tuple(device for device, sizes in CHUNKS.items() if mebibytes in sizes),
+        criterion=criterion,
+        **_anl,
+    )
+    return name
+
+
+BY_CHUNK = tuple(map(_register, sorted({size for sizes in CHUNKS.values() for size in sizes})))
+"""The subjects of these sizes."""

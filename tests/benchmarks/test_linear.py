@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anl_kernels.linear.chunks import CHUNK_BYTES
 from benchmarks import tables
 from benchmarks.bars import evaluate
 from benchmarks.bounds import BARS
@@ -15,7 +16,7 @@ from benchmarks.inputs import make_inputs
 from benchmarks.problems import Problem
 from benchmarks.run import jobs
 from benchmarks.subjects import SUBJECTS
-from benchmarks.subjects.linear import unfused
+from benchmarks.subjects.linear import BY_CHUNK, fused, fused_narrow
 from benchmarks.suite import Spec
 from benchmarks.suites.linear import LINEAR, MAIN, OURS
 from benchmarks.timing import Budget
@@ -25,7 +26,10 @@ from tests.helpers import error
 
 TINY = Problem(24, 40, hidden=16)
 BUDGET = Budget(seconds=0.01, max_rounds=2)
-ANL = ["linear_unfused", "linear_careful", "linear_compiled"]
+ANL = [
+    "linear_fused", "linear_fused_narrow", *BY_CHUNK, "linear_unfused", "linear_careful",
+    "linear_compiled",
+]  # fmt: skip
 CROSS_ENTROPY = ["linear_torch", "linear_torch_chunked"]
 
 
@@ -45,14 +49,17 @@ def spec(*subjects, problem=TINY):
 
 
 def test_sizes_are_rows_hidden_and_classes():
-    specs = LINEAR.specs(options("linear", shapes=[(8, 16, 32)], memory_shapes=[(4, 5, 6)]))
+    sizes = {"shapes": [(8, 16, 32)], "chunk_shapes": [(7, 8, 9)], "memory_shapes": [(4, 5, 6)]}
+    specs = LINEAR.specs(options("linear", **sizes))
     assert [(s.table, s.problem.shape) for s in specs] == [
         ("main", "8 x 16 x 32"),
+        ("chunks", "7 x 8 x 9"),
         ("memory", "4 x 5 x 6"),
     ]
-    main, extra_memory = specs
+    main, by_chunk, extra_memory = specs
     assert (main.problem.rows, main.problem.hidden, main.problem.classes) == (8, 16, 32)
-    assert (main.roof, main.floor, main.ours) == ("products", 1.0, "linear_unfused")
+    for timed_spec in (main, by_chunk):
+        assert (timed_spec.roof, timed_spec.floor, timed_spec.ours) == ("products", 1.0, OURS)
     assert "products" not in extra_memory.subjects
     assert (extra_memory.measured, extra_memory.regime) == ("memory", "default")
 
@@ -60,8 +67,41 @@ def test_sizes_are_rows_hidden_and_classes():
 def test_a_gpu_has_its_own_peers_and_dtype():
     specs = LINEAR.specs(options("linear", "cuda"))
     assert {s.problem.dtype for s in specs} == {"bfloat16"}
-    assert all(s.subjects == MAIN for s in specs)
-    assert "linear_quack" not in LINEAR.specs(options("linear"))[0].subjects
+    assert all(s.subjects == MAIN for s in specs if s.table == "main")
+    on_cpu = LINEAR.specs(options("linear"))[0].subjects
+    assert not {"linear_quack", "linear_fused_narrow"} & set(on_cpu)
+
+
+@pytest.mark.parametrize(("device", "least", "most"), [("cpu", 8, 256), ("cuda", 64, 1024)])
+def test_chunks_are_compared_about_the_default_of_the_device(device, least, most):
+    (first, *_) = (s for s in LINEAR.specs(options("linear", device)) if s.table == "chunks")
+    sizes = [name for name in first.subjects if name in BY_CHUNK]
+    assert first.subjects == (OURS, "products", *sizes)
+    assert (sizes[0], sizes[-1]) == (f"linear_fused_{least}mib", f"linear_fused_{most}mib")
+    assert least << 20 < CHUNK_BYTES[device] < most << 20
+
+
+@pytest.mark.parametrize("name", BY_CHUNK)
+def test_a_subject_has_chunks_of_its_size(name, inputs, monkeypatch):
+    asked = {}
+
+    def robust_loss(hidden, weight, target, terms, **keywords):
+        asked.update(keywords)
+        return (hidden.sum() + weight.sum()).square()
+
+    monkeypatch.setattr("anl_kernels.linear_robust_loss", robust_loss)
+    SUBJECTS[name].build(inputs)(0)()
+    mebibytes = asked.pop("chunk_bytes") >> 20
+    assert (f"linear_fused_{mebibytes}mib", asked) == (name, {})
+
+
+def test_narrow_sums_are_of_the_dtype_of_the_weight(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "anl_kernels.linear_robust_loss", lambda *a, **keywords: seen.append(keywords)
+    )
+    fused_narrow(*make_inputs(replace(TINY, dtype="bfloat16"), copies=1).leaves[0], None)
+    assert seen == [{"accum_dtype": torch.bfloat16}]
 
 
 def test_hidden_state_and_weight_give_logits_of_the_standard_deviation():
@@ -196,6 +236,16 @@ def test_the_gate_is_green(dtype, chunk, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gate_is_green_for_every_form_of_the_fused_head(dtype, monkeypatch):
+    """Chunks of a few rows, since those of the default would hold all of them."""
+    monkeypatch.setattr("anl_kernels.linear.chunks.rows_of_chunk", lambda *sizes: 5)
+    forms = OURS, "linear_fused_narrow", BY_CHUNK[0]
+    checks = list(gate([spec(*forms, problem=replace(TINY, dtype=dtype))]))
+    assert [check for check in checks if not check.passed] == []
+    assert len(checks) == 3 * len(forms)
+
+
 @pytest.mark.parametrize("leaf", [0, 1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_gate_is_red_where_one_gradient_is_wrong(leaf, dtype, monkeypatch):
@@ -203,7 +253,7 @@ def test_the_gate_is_red_where_one_gradient_is_wrong(leaf, dtype, monkeypatch):
         tensors = list(tensors)
         exact = tensors[leaf]
         tensors[leaf] = exact.detach() + 1.05 * (exact - exact.detach())
-        return unfused(*tensors)
+        return fused(*tensors)
 
     monkeypatch.setitem(SUBJECTS, OURS, replace(SUBJECTS[OURS], criterion=wrong))
     checks = list(gate([spec(OURS, problem=replace(TINY, dtype=dtype))]))
@@ -234,13 +284,37 @@ def bars_of(run):
 
 def test_what_the_fused_head_has_to_reach():
     sizes = {"rows": 2048, "hidden": 512, "classes": 32000}
-    with_chunks = measured("linear_torch_chunked", linear_fused=1.7)
-    main = case(measured("linear_fused", products=1.06), with_chunks, **sizes)
-    extra = case(measured("linear_fused", logits=216 / 250), table="memory", **sizes)
+    times = {"linear_torch_chunked": 1.7, "linear_careful": 1.0, "linear_official": 0.9}
+    memory = {"linear_torch_chunked": 0.8, "linear_careful": 7.0, "linear_official": 6.9}
+    ours = 216 / 250
+    main = case(
+        measured(OURS, products=1.06),
+        *(measured(name, linear_fused=factor) for name, factor in times.items()),
+        **sizes,
+    )
+    extra = case(
+        measured(OURS, logits=ours),
+        *(measured(name, logits=factor * ours) for name, factor in memory.items()),
+        table="memory",
+        **sizes,
+    )
+    chunked, careful, official = (
+        f"{what} / fused head"
+        for what in (
+            "F.linear_cross_entropy, chunked",
+            "head, then well-written ANL",
+            "head, then official ANL",
+        )
+    )
     assert bars_of(results(main, extra, suite="linear")) == {
         "fused head / products": (1.06, False),
-        "fused head: extra memory / logits": (216 / 250, True),
-        "F.linear_cross_entropy, chunked / fused head": (1.7, False),
+        "fused head: extra memory / logits": (ours, True),
+        chunked: (1.7, False),
+        f"{chunked}: extra memory": (pytest.approx(0.8), False),
+        careful: (1.0, True),
+        f"{careful}: extra memory": (pytest.approx(7.0), True),
+        official: (0.9, False),
+        f"{official}: extra memory": (pytest.approx(6.9), False),
     }
     too_much = replace(extra, measurements=[measured("linear_fused", logits=217 / 250)])
     assert not bars_of(results(too_much, suite="linear"))["fused head: extra memory / logits"][1]
@@ -248,12 +322,28 @@ def test_what_the_fused_head_has_to_reach():
 
 def test_what_the_fused_head_has_to_reach_on_a_gpu():
     sizes = {"rows": 8192, "hidden": 4096, "classes": 128256, "dtype": "bfloat16"}
-    run = gpu_results(on_gpu(case(measured("linear_fused", products=1.1), **sizes)))
-    assert bars_of(replace(run, suite="linear")) == {"GPU: fused head / products": (1.1, True)}
+    gradients = (8192 + 128256) * 4096 * 2 / 2**20
+    logits = 8192 * 128256 * 2 / 2**20
+    memory = "GPU: fused head, narrow sums: extra memory / logits"
+    for beside, fits in ((511, True), (513, False)):
+        narrow = measured("linear_fused_narrow", logits=(gradients + beside) / logits)
+        run = gpu_results(on_gpu(case(measured("linear_fused", products=1.1), narrow, **sizes)))
+        assert bars_of(replace(run, suite="linear")) == {
+            "GPU: fused head / products": (1.1, True),
+            memory: (narrow.ratios["logits"], fits),
+        }
+
+
+def test_memory_of_what_was_not_measured_is_not_known():
+    sizes = {"rows": 2048, "hidden": 512, "classes": 32000}
+    extra = case(measured(OURS), measured("linear_careful", logits=4.0), table="memory", **sizes)
+    found = bars_of(results(extra, suite="linear"))
+    assert found["head, then well-written ANL / fused head: extra memory"] == (None, False)
 
 
 def test_there_is_no_case_of_a_head_that_is_not_fused():
-    assert set(bars_of(results(case(measured(OURS)), suite="linear")).values()) == {None}
+    run = results(case(measured("linear_unfused")), suite="linear")
+    assert set(bars_of(run).values()) == {None}
 
 
 def test_a_spec_survives_the_way_to_its_process():

@@ -25,4 +25,4 @@ def test_micro_benchmarks_run():
     passed = re.search(r"^(\d+) passed", done.stdout, re.M)
     assert passed, done.stdout
     # The library on a backend at least, and its peers: each on two shapes in two dtypes.
-    assert int(passed[1]) >= 2 * 2 * (3 + 3)
+    assert int(passed[1]) >= 2 * 2 * (5 + 4)
