@@ -48,7 +48,7 @@ def check_num_classes(num_classes: int | None, available: int, name: str, tensor
         raise ValueError(f"{name} have no classes: their shape is {tuple(tensor.shape)}")
     if num_classes is None:
         num_classes = available
-    elif not isinstance(num_classes, int) or not 1 <= num_classes <= available:
+    elif type(num_classes) is not int or not 1 <= num_classes <= available:
         raise ValueError(
             f"num_classes must be an int in [1, {available}], the number of columns that there "
             f"are, got {num_classes!r}; the columns from num_classes on are padding"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends.interface import (
+    NUM_STATISTICS,
     Kernels,
     RowOutputs,
     RowRequest,
@@ -99,19 +100,21 @@ class ShardedKernels:
     ) -> tuple[Tensor, Tensor]:
         """Statistics of whole rows, and the argmax if ``aux`` is asked for."""
         columns, best = self._statistics_here(logits, here, request)
-        owned = (here >= 0).reshape(-1, 1).to(columns.dtype)
-        packed = torch.cat([columns, owned, *_as_numbers(best + self._shards.first, columns)], -1)
+        label = target.reshape(-1).masked_fill((here == IGNORED).reshape(-1), IGNORED)
+        told = [label, best + self._shards.first] if request.aux else [label]
+        packed = torch.cat([columns, *(_as_numbers(classes, columns) for classes in told)], -1)
         gathered = gather(packed, self._shards.group)
-        columns = gathered[..., :5]
+        columns = gathered[..., :NUM_STATISTICS]
         merged = merge_statistics(columns)
-        counted = (here != IGNORED).reshape(-1)
-        owners = gathered[..., 5].sum(0)
-        self._check_owners(target, counted, owners)
-        merged[:, 4].masked_fill_(counted & (owners != 1), torch.nan)
+        labels = _as_classes(gathered[..., NUM_STATISTICS])
+        differs = (labels != labels[0]).any(0)
+        self._check_labels(labels, differs)
+        no_class = (label != IGNORED) & ((label < 0) | (label >= self._shards.num_classes))
+        merged[:, 4].masked_fill_(differs | no_class, torch.nan)
         if not request.aux:
             return merged, best
-        others = _as_classes(gathered[..., 6])
-        label = target.reshape(1, -1).clamp(min=0).to(others.dtype)
+        others = _as_classes(gathered[..., NUM_STATISTICS + 1])
+        label = label.clamp(min=0).unsqueeze(0).to(others.dtype)
         values = torch.cat([columns[..., 0], merged[None, :, 4]])
         return merged, first_of_largest(values, torch.cat([others, label]))
 
@@ -120,10 +123,11 @@ class ShardedKernels:
     ) -> tuple[Tensor, Tensor]:
         if self._shards.num_here:
             return self._kernels.shard_statistics(logits, here, request)
-        nothing = [-torch.inf, 0.0, 0.0, 0.0, -torch.inf]
-        row = torch.tensor(nothing, dtype=accumulator_dtype(logits.dtype), device=logits.device)
+        dtype = accumulator_dtype(logits.dtype)
+        columns = logits.new_zeros((here.numel(), NUM_STATISTICS), dtype=dtype)
+        columns[:, 0] = columns[:, 4] = -torch.inf  # no largest class, no label
         places = here.new_zeros(here.numel() if request.aux else 0, dtype=torch.int64)
-        return row.repeat(here.numel(), 1), places
+        return columns, places
 
     def _sums(
         self, logits: Tensor, here: Tensor, statistics: Tensor, request: RowRequest
@@ -137,30 +141,24 @@ class ShardedKernels:
             sums = statistics.new_zeros((here.numel(), 2 * num_dense))
         return add_up_(sums, self._shards.group)
 
-    def _check_owners(self, target: Tensor, counted: Tensor, owners: Tensor) -> None:
-        """On a CPU, where looking costs nothing, say what else makes a row NaN."""
-        if target.device.type != "cpu" or not target.numel():
+    def _check_labels(self, labels: Tensor, differs: Tensor) -> None:
+        """On a CPU, where looking costs nothing, say what makes rows NaN: on every rank alike."""
+        if labels.device.type != "cpu" or not differs.any():
             return
-        label = target.reshape(-1)
-        is_class = (label >= 0) & (label < self._shards.num_classes)
-        wrong = counted & (owners != is_class)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"target must be the same on all ranks of process_group, which share the classes "
-                f"of the same rows: {int(owners[row])} ranks found the label of row {row} among "
-                f"their classes (here it is {int(label[row])}). With data parallelism give a group "
-                f"of the ranks that share a batch; a weight that FSDP has sharded is no "
-                f"vocabulary-parallel weight: take weight.full_tensor()"
-            )
+        row = int(differs.nonzero()[0])
+        raise ValueError(
+            f"target must be the same on all ranks of process_group, which share the classes of "
+            f"the same rows: the labels of row {row} are {labels[:, row].tolist()} on its ranks "
+            f"({IGNORED}: ignored). With data parallelism give a group of the ranks that share a "
+            f"batch. A weight that FSDP has sharded is no vocabulary-parallel weight: put the head "
+            f"into an ak.LinearRobustLoss and let FSDP shard that"
+        )
 
 
-def _as_numbers(classes: Tensor, like: Tensor) -> list[Tensor]:
-    """Integers that travel as floats, bit for bit: (N, 1), or nothing if there are none."""
-    if not classes.numel():
-        return []
+def _as_numbers(classes: Tensor, like: Tensor) -> Tensor:
+    """Integers that travel as floats, bit for bit: (N, 1)."""
     integers = torch.int64 if like.dtype == torch.float64 else torch.int32
-    return [classes.to(integers).view(like.dtype).unsqueeze(-1)]
+    return classes.to(integers).view(like.dtype).unsqueeze(-1)
 
 
 def _as_classes(numbers: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def check_chunk_bytes(chunk_bytes: int | None) -> int:
     """The memory of a chunk, 0 for the default; raise ValueError unless it is positive."""
     if chunk_bytes is None:
         return 0
-    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int) or chunk_bytes <= 0:
+    if type(chunk_bytes) is not int or not 0 < chunk_bytes < 1 << 62:
         raise ValueError(
             f"chunk_bytes must be a positive number of bytes or None, got {chunk_bytes!r}"
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels import execution
-from anl_kernels.backends.selection import choose_backend
+from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.execution import Aux, Call
 from anl_kernels.linear.arguments import OF_IGNORED_ROWS, LocalHead
 from anl_kernels.linear.autograd import LinearLossFunction, logits_of
@@ -33,12 +33,12 @@ class LinearCall:
 
 def run(call: LinearCall) -> tuple[Tensor, Aux]:
     """The loss, and what was asked for beside it."""
-    if torch._C._are_functorch_transforms_active():
-        return _unfused(call)
     head, options = call.head, call.options
     hidden = head.hidden.reshape(-1, head.hidden.shape[-1])
     rows = hidden.new_empty((0, options.num_classes), dtype=options.dtype)
     backend = choose_backend(hidden.device.type, call.terms, rows, 1)
+    if not _can_be_fused(call.terms, backend):
+        return _unfused(call)
     weights = call.terms.tensor_weights(like=call.row_scale)
     grad_mode = torch.is_grad_enabled()
     learned = weights is not None and weights.requires_grad and grad_mode
@@ -71,6 +71,19 @@ def run(call: LinearCall) -> tuple[Tensor, Aux]:
     return loss, execution.aux_of(call.aux, shape, made)
 
 
+def _can_be_fused(terms: Terms, backend: str) -> bool:
+    """Whether operators can do it: they are told of terms by name and numbers.
+
+    A user's term may hold more, such as a parameter in its formula. The transforms of
+    ``torch.func``, and compiled code on the reference backend, need autograd to see the logits.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return False
+    if backend == REFERENCE and torch.compiler.is_compiling():
+        return False
+    return all(term.may_have_kernel for term in terms.terms)
+
+
 def _one_pass(call: LinearCall) -> bool:
     """Whether the gradients shall come with the loss: three products instead of four.
 
@@ -81,7 +94,7 @@ def _one_pass(call: LinearCall) -> bool:
 
 
 def _unfused(call: LinearCall) -> tuple[Tensor, Aux]:
-    """With all logits at once, for the transforms of ``torch.func``."""
+    """With all logits at once."""
     head = call.head
     hidden = head.hidden
     if head.shards is not None:

@@ -60,7 +60,8 @@ def linear_robust_loss(
         linear_weight: (K, D), of the same dtype, or of any under autocast. May be frozen, as
             hidden may: what needs no gradient costs no product.
         target: (...) class indices, int64 or int32.
-        terms: a term or a weighted sum of terms.
+        terms: a term or a weighted sum of terms. A user's own term, which no kernel knows, is
+            computed of all logits at once.
         linear_bias: (K,).
         weight: as for :func:`robust_loss`.
         sample_weight: as for :func:`robust_loss`.

@@ -11,6 +11,7 @@ from anl_kernels.linear.arguments import check_aux, check_chunk_bytes, check_sof
 from anl_kernels.linear.functional import linear_robust_loss
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LinearOptions
+from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.terms import Term, Terms
 
 
@@ -25,8 +26,9 @@ class LinearRobustLoss(Criterion):
             ``weight`` becomes a buffer. ``sample_weight`` goes to the call.
 
     Raises:
-        TypeError: head is no ``nn.Linear``, terms is not a term, or an option is unknown.
-        ValueError: an option has a value it cannot have.
+        TypeError: head is no plain ``nn.Linear`` (what a forward of its own or hooks would do, the
+            loss would not), terms is not a term, or an option is unknown.
+        ValueError: an option has a value it cannot have; what depends on tensors, the call says.
 
     Example:
         >>> criterion = ak.LinearRobustLoss(nn.Linear(4096, 128256, bias=False), ak.GCE(q=0.7))
@@ -39,8 +41,7 @@ class LinearRobustLoss(Criterion):
     def __init__(
         self, head: nn.Linear, terms: Term | Terms, **options: Unpack[LinearOptions]
     ) -> None:
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"head must be an nn.Linear, got {type(head).__name__}")
+        _check_head(head)
         super().__init__(terms, dict(options))
         check_aux(options.get("return_aux", False))
         self._softcap = check_softcap(options.get("logit_softcap"))
@@ -51,6 +52,11 @@ class LinearRobustLoss(Criterion):
         self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Aux]:
         """The loss; shapes and errors as :func:`anl_kernels.linear_robust_loss`."""
+        if is_dtensor(self.head.weight) and _is_sharded_by_fsdp(self.head):
+            raise ValueError(
+                "head must not be given to fully_shard by itself: its weight is gathered for calls "
+                "of the head alone; give fully_shard this LinearRobustLoss, or what contains it"
+            )
         return linear_robust_loss(
             hidden,
             self.head.weight,
@@ -63,9 +69,36 @@ class LinearRobustLoss(Criterion):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head's output with its softcap and without padding, (..., K), for predictions."""
-        logits = self.head(hidden)
-        num_classes = self.options.get("num_classes")
-        if num_classes is not None and self.options.get("process_group") is None:
-            logits = logits[..., :num_classes]
+        """The head's output with its softcap and without padding, (..., K), for predictions.
+
+        Raises:
+            ValueError: ranks share the classes, of which none has whole rows.
+        """
+        if self.options.get("process_group") is not None:
+            raise ValueError(
+                "logits are of whole rows, and with process_group every rank has some of the "
+                "classes: call head for this rank's, and gather them, or ask the loss for argmax "
+                "in return_aux"
+            )
+        logits = self.head(hidden)[..., : self.options.get("num_classes")]
         return self._softcap * torch.tanh(logits / self._softcap) if self._softcap else logits
+
+
+def _check_head(head: nn.Linear) -> None:
+    """The loss reads weight and bias: whatever else a head does would be left out silently."""
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"head must be an nn.Linear, got {type(head).__name__}")
+    if type(head).forward is not nn.Linear.forward:
+        raise TypeError(
+            f"head must be a plain nn.Linear, got {type(head).__name__} with a forward of its own; "
+            f"merge what it adds into the weight, or call ak.linear_robust_loss with that weight"
+        )
+    if head._forward_hooks or head._forward_pre_hooks:
+        raise TypeError(
+            "head must have no forward hooks, which the loss would not call; remove them (for "
+            "weight_norm use torch.nn.utils.parametrizations.weight_norm)"
+        )
+
+
+def _is_sharded_by_fsdp(head: nn.Linear) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in type(head).__mro__)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.sharding.collectives import add_up_
 from anl_kernels.sharding.shards import check_group
 
@@ -29,16 +30,19 @@ def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Ten
 
     Raises:
         ValueError: rows are not (N, K).
-        TypeError: process_group is no process group.
+        TypeError: rows are not floating, or process_group is no process group.
     """
+    if not rows.is_floating_point():
+        raise TypeError(f"rows must be floating, got {rows.dtype}; convert them with .float()")
     if rows.dim() != 2:
         raise ValueError(f"rows must have shape (N, K), got {tuple(rows.shape)}; flatten them")
-    total, count = rows.sum(0), rows.new_tensor(rows.shape[0], dtype=torch.float64)
+    dtype = accumulator_dtype(rows.dtype)
+    total, count = rows.sum(0, dtype=dtype), rows.new_full((), rows.shape[0], dtype=dtype)
     if process_group is not None:
         group = check_group(process_group)
         total = _SumOfBatches.apply(total, group)
         count = add_up_(count, group)
-    return total / count.clamp(min=1).to(rows.dtype)
+    return (total / count.clamp(min=1)).to(rows.dtype)
 
 
 class _SumOfBatches(torch.autograd.Function):

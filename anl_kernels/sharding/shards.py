@@ -31,9 +31,8 @@ class ClassShards:
         sizes: how many classes each rank of the group has; any may be 0.
 
     Raises:
-        TypeError: group is no process group.
-        ValueError: there is not one size for each rank, a size is negative, or this process is
-            not in the group.
+        TypeError: group is no process group, or none that this process belongs to.
+        ValueError: there is not one size for each rank, or a size is no int of at least 0.
 
     Example:
         >>> shards = ak.ClassShards.chunked(group, num_classes=128256)
@@ -45,17 +44,25 @@ class ClassShards:
 
     def __post_init__(self) -> None:
         ranks = check_group(self.group).size()
-        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
-        if len(self.sizes) != ranks or min(self.sizes) < 0:
+        sizes = self.sizes
+        whole = isinstance(sizes, Sequence) and all(type(size) is int for size in sizes)
+        if not whole or len(sizes) != ranks or min(sizes) < 0:
             raise ValueError(
-                f"sizes must be {ranks} numbers of classes, one for each rank of the group, got "
-                f"{self.sizes}"
+                f"sizes must be {ranks} ints of at least 0, the number of classes of each rank of "
+                f"the group, got {sizes!r}"
             )
+        object.__setattr__(self, "sizes", tuple(sizes))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClassShards:
+        """Itself: a process group cannot be copied, and a module that has one should be."""
+        return self
 
     @classmethod
     def chunked(cls, group: ProcessGroup, num_classes: int) -> ClassShards:
         """Classes as ``torch.chunk`` and ``DTensor`` share them: equally, the last ranks less."""
         ranks = check_group(group).size()
+        if type(num_classes) is not int or num_classes < 1:
+            raise ValueError(f"num_classes must be a positive int, got {num_classes!r}")
         each = -(-num_classes // ranks)
         sizes = (min(each, max(0, num_classes - rank * each)) for rank in range(ranks))
         return cls(group, tuple(sizes))
@@ -121,14 +128,13 @@ class ClassShards:
 
 
 def check_group(group: ProcessGroup) -> ProcessGroup:
-    """Raise unless ``group`` is a process group that this process belongs to."""
+    """Raise TypeError unless ``group`` is a process group that this process belongs to."""
     import torch.distributed as dist
 
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            f"process_group must be a torch.distributed.ProcessGroup or an ak.ClassShards, got "
-            f"{group!r}"
+            f"process_group must be a torch.distributed.ProcessGroup (a loss takes an "
+            f"ak.ClassShards too), got {group!r}; call torch.distributed.init_process_group first, "
+            f"and give a group that this process belongs to"
         )
-    if group.rank() < 0:
-        raise ValueError("process_group must contain this process; it calls with a group of others")
     return group

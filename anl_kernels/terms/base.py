@@ -39,6 +39,7 @@ class Term:
             raise ValueError(f"a term named {cls.__name__} exists: {known}; choose another name")
         if not cls.__name__.startswith("_"):
             REGISTRY[cls.__name__] = cls
+            decode_terms.cache_clear()  # a notebook's cell defines a term again
 
     def rows(self, row: Row) -> Tensor:
         """The loss of every row, as plain differentiable PyTorch: the definition of the term."""

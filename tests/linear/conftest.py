@@ -1,5 +1,6 @@
 import pytest
 
+from anl_kernels.backends.selection import auto_backend
 from tests.backends import running_on
 from tests.conftest import GPU
 
@@ -9,6 +10,14 @@ def quick(request):
     """As ``backend``, without Triton where it is interpreted: for tests of every case."""
     with running_on(request.param):
         yield request.param
+
+
+@pytest.fixture
+def fastest(device):
+    """The backend that "auto" takes, by name."""
+    name = auto_backend(device.type)
+    with running_on(name):
+        yield name
 
 
 @pytest.fixture

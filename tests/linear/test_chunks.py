@@ -128,7 +128,7 @@ def test_results_do_not_depend_on_the_size_of_chunks(terms, reduction, dtype, qu
     head = random_head((33,), hidden=5, classes=40, dtype=dtype, device=device).with_ignored(7)
     whole = fused(head, terms, reduction=reduction)
     tolerance = 1e-13 if dtype == torch.float64 else 2e-6
-    for rows in (1, 5, 16, 32):
+    for rows in (2, 16, 32):
         made = fused(head, terms, reduction=reduction, **heads.chunks_of(rows, head))
         for actual, wanted in zip(made, whole, strict=True):
             assert error(actual, wanted) <= tolerance

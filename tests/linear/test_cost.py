@@ -40,25 +40,25 @@ def test_the_counter_counts(dtype, device):
     assert products(lambda: unfused_loss(head, TERMS).backward(), head) == 3
 
 
-def test_a_step_is_three_products(dtype, quick, device):
+def test_a_step_is_three_products(dtype, device):
     assert cost(trained("hidden", "weight", "bias", dtype=dtype, device=device)) == 3
 
 
 @pytest.mark.parametrize("names", [["hidden"], ["weight"], ["hidden", "bias"], ["weight", "bias"]])
-def test_a_frozen_factor_spares_a_product(names, dtype, quick, device):
+def test_a_frozen_factor_spares_a_product(names, dtype, device):
     assert cost(trained(*names, dtype=dtype, device=device)) == 2
 
 
-def test_a_bias_alone_needs_no_more_than_the_logits(dtype, quick, device):
+def test_a_bias_alone_needs_no_more_than_the_logits(dtype, device):
     assert cost(trained("bias", dtype=dtype, device=device)) == 1
 
 
-def test_nothing_to_train(dtype, quick, device):
+def test_nothing_to_train(dtype, device):
     assert cost(trained(dtype=dtype, device=device)) == 1
 
 
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
-def test_without_gradients(without, dtype, quick, device):
+def test_without_gradients(without, dtype, device):
     head = trained("hidden", "weight", "bias", dtype=dtype, device=device)
     with without():
         assert cost(head) == 1
@@ -69,26 +69,26 @@ def test_without_gradients(without, dtype, quick, device):
     ("dtype", "reduction"),
     [(torch.float32, "none"), (torch.float16, "mean"), (torch.float64, "sum")],
 )
-def test_recomputing_is_one_product_more(dtype, reduction, names, quick, device):
+def test_recomputing_is_one_product_more(dtype, reduction, names, device):
     head = trained(*names, dtype=dtype, device=device)
     assert cost(head, reduction=reduction) == 2 + len(names)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_gradient_of_sample_weights_alone_costs_nothing(reduction, quick, device):
+def test_a_gradient_of_sample_weights_alone_costs_nothing(reduction, device):
     factors = torch.rand(11, device=device, requires_grad=True)
     assert cost(trained(device=device), sample_weight=factors, reduction=reduction) == 1
     assert factors.grad is not None
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_gradient_of_term_weights_alone_costs_nothing(reduction, quick, device):
+def test_a_gradient_of_term_weights_alone_costs_nothing(reduction, device):
     alpha = torch.tensor(2.0, device=device, requires_grad=True)
     assert cost(trained(device=device), alpha * ak.NCE() + ak.MAE(), reduction=reduction) == 1
     assert alpha.grad is not None
 
 
-def test_learned_factors_cost_no_product(quick, device):
+def test_learned_factors_cost_no_product(device):
     factors = torch.rand(11, device=device, requires_grad=True)
     alpha = torch.tensor(2.0, device=device, requires_grad=True)
     head = trained("hidden", "weight", device=device)
@@ -96,7 +96,7 @@ def test_learned_factors_cost_no_product(quick, device):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_ignored_rows_cost_nothing_if_they_are_skipped(reduction, quick, device):
+def test_ignored_rows_cost_nothing_if_they_are_skipped(reduction, device):
     head = trained("hidden", "weight", device=device).with_ignored(0, 3, 4, 9)
     step = 3 if reduction == "mean" else 4
     options = {"reduction": reduction}
@@ -104,23 +104,23 @@ def test_ignored_rows_cost_nothing_if_they_are_skipped(reduction, quick, device)
     assert cost(head, rows=11, skip_ignored=False, **options) == step
 
 
-def test_ignored_rows_are_skipped_on_a_cpu_unless_told_otherwise(quick, device):
+def test_ignored_rows_are_skipped_on_a_cpu_unless_told_otherwise(device):
     head = trained("hidden", "weight", device=device).with_ignored(0, 3, 4, 9)
     assert cost(head, rows=7 if device.type == "cpu" else 11) == 3
 
 
 @pytest.mark.parametrize("wanted", ["lse", ["p_y", "argmax"]])
-def test_ignored_rows_are_computed_where_their_results_are_asked_for(wanted, quick, device):
+def test_ignored_rows_are_computed_where_their_results_are_asked_for(wanted, device):
     head = random_head(dtype=torch.float32, device=device).with_ignored(0, 3, 4, 9)
     assert products(lambda: fused_loss(head, TERMS, return_aux=wanted), head, rows=11) == 1
 
 
-def test_all_rows_ignored_cost_nothing(quick, device):
+def test_all_rows_ignored_cost_nothing(device):
     head = trained("hidden", "weight", device=device).with_ignored(*range(11))
     assert cost(head, skip_ignored=True) == 0
 
 
-def test_padding_costs_nothing(quick, device):
+def test_padding_costs_nothing(device):
     head = trained("hidden", "weight", "bias", device=device)
     head.target.clamp_(max=5)
     assert cost(head, num_classes=6) == pytest.approx(3 * 6 / 9)
@@ -128,7 +128,7 @@ def test_padding_costs_nothing(quick, device):
 
 @pytest.mark.parametrize("names", [["hidden"], ["weight"], ["bias"], ["hidden", "bias"]])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_only_what_is_trained_has_a_gradient(reduction, names, quick, device):
+def test_only_what_is_trained_has_a_gradient(reduction, names, device):
     head = trained(*names, device=device)
     fused_loss(head, TERMS, reduction=reduction).sum().backward()
     with_one = {name for name, t in head._asdict().items() if t.grad is not None}
@@ -136,11 +136,11 @@ def test_only_what_is_trained_has_a_gradient(reduction, names, quick, device):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_no_gradient_without_need(reduction, backend, device):
+def test_no_gradient_without_need(reduction, device):
     assert not fused_loss(trained(device=device), TERMS, reduction=reduction).requires_grad
 
 
-def test_a_second_backward_computes_again(quick, device):
+def test_a_second_backward_computes_again(device):
     """What the first one was handed may have changed since, so it is not kept."""
     head = trained("hidden", "weight", device=device)
     loss = fused_loss(head, TERMS)

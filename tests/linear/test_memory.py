@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     reason="no peak of memory to reset, or not the program's own memory alone",
 )
 
-N, D, K = 2048, 128, 16000
+N, D, K = 1024, 128, 16000
 CHUNK, SLACK = 8, 2  # MiB
 OF_HIDDEN, OF_WEIGHT = N * D * 4 / 2**20, K * D * 4 / 2**20
 GRADIENTS = OF_HIDDEN + OF_WEIGHT

@@ -198,12 +198,26 @@ def check_fsdp_weight_taken_outside(group):
     torch.manual_seed(group.rank())
     hidden = torch.randn(8, WIDTH, dtype=torch.float64)
     target = torch.randint(NUM_CLASSES, (8,))
-    with pytest.raises(ValueError, match=r"full_tensor"):
+    with pytest.raises(ValueError, match=r"LinearRobustLoss and let FSDP"):
         ak.linear_robust_loss(hidden, head.weight, target, TERMS, head.bias)
 
 
 def test_a_weight_taken_out_of_fsdp_is_refused(ranks):
     ranks(4, check_fsdp_weight_taken_outside)
+
+
+def check_fsdp_of_the_head_alone(group):
+    from torch.distributed.fsdp import fully_shard
+
+    model = whole_model()
+    fully_shard(model.criterion.head, mesh=mesh_of(4))
+    tokens, target, *_ = batch_of(group.rank(), 4)
+    with pytest.raises(ValueError, match="head must not be given to fully_shard by itself"):
+        model(tokens, target)
+
+
+def test_fsdp_of_the_head_alone_is_refused(ranks):
+    ranks(4, check_fsdp_of_the_head_alone)
 
 
 def check_ddp(group):
@@ -259,7 +273,18 @@ def test_column_means(ranks):
     ranks(4, check_column_means)
 
 
+def check_column_means_of_many_rows(group):
+    means = ak.column_means(torch.full((40_000, 2), 0.5, dtype=torch.float16), group)
+    assert means.tolist() == [0.5, 0.5]
+
+
+def test_column_means_of_more_rows_than_float16_counts(ranks):
+    ranks(2, check_column_means_of_many_rows)
+
+
 def check_column_means_refuse(group):
+    with pytest.raises(TypeError, match=r"rows must be floating, got torch\.int64"):
+        ak.column_means(torch.ones(3, 4).long())
     with pytest.raises(ValueError, match=r"\(N, K\), got \(3,\)"):
         ak.column_means(torch.rand(3))
     with pytest.raises(TypeError, match="process_group"):

@@ -1,5 +1,7 @@
 """How classes lie over ranks, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 
@@ -57,10 +59,13 @@ def check_refusals(group):
     refused(ValueError, "num_classes", "[1, 40]", "41", process_group=shards, num_classes=41)
     refused(ValueError, "num_classes", "0", process_group=shards, num_classes=0)
     refused(ValueError, "weight", "(40,)", process_group=shards, weight=torch.ones(3))
-    with pytest.raises(ValueError, match="sizes must be 2"):
-        ak.ClassShards(group, (40,))
-    with pytest.raises(ValueError, match=r"-1"):
-        ak.ClassShards(group, (41, -1))
+    for sizes in ((40,), (41, -1), (20.0, 20), 40):
+        with pytest.raises(ValueError, match=r"sizes must be 2 ints of at least 0"):
+            ak.ClassShards(group, sizes)
+    with pytest.raises(ValueError, match=r"num_classes must be a positive int, got 10.5"):
+        ak.ClassShards.chunked(group, 10.5)
+    with pytest.raises(TypeError, match=r"process_group must be .*init_process_group"):
+        ak.ClassShards(None, (20, 20))
     wrong = target.clone()
     wrong[0] = 40
     with pytest.raises(IndexError, match="target"):
@@ -71,17 +76,40 @@ def test_refusals(ranks):
     ranks(2, check_refusals)
 
 
-def check_different_targets(group):
+def check_different_targets(group, labels, backend):
     """As where the ranks of data parallelism are taken for those that share classes."""
     logits, target = random_logits((5, NUM_CLASSES))
     shards = shards_of(group, SPLITS["2"])
-    target[0] = 30 if group.rank() == 0 else 5
-    with pytest.raises(ValueError, match="target must be the same on all ranks"):
-        ak.robust_loss(mine(logits, shards), target, ak.NCE(), process_group=shards)
+    target[0] = labels[group.rank()]
+    with ak.use_backend(backend), pytest.raises(ValueError, match=r"target must be the same on"):
+        ak.robust_loss(mine(logits, shards), target, ak.NNCE(), process_group=shards)
 
 
-def test_different_targets_are_refused(ranks):
-    ranks(2, check_different_targets)
+@pytest.mark.parametrize("labels", [(30, 5), (5, 30), (3, 4), (7, -100)], ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_different_targets_are_refused(ranks, labels, backend):
+    ranks(2, check_different_targets, labels, backend)
+
+
+def check_copies(group):
+    shards = shards_of(group, SPLITS["2"])
+    criterion = ak.RobustLoss(ak.NCE(), process_group=shards)
+    assert copy.deepcopy(criterion).options["process_group"] is shards
+
+
+def test_a_module_with_shards_can_be_copied(ranks):
+    ranks(2, check_copies)
+
+
+def check_no_logits(group):
+    head = torch.nn.Linear(4, 20)
+    criterion = ak.LinearRobustLoss(head, ak.NCE(), process_group=shards_of(group, SPLITS["2"]))
+    with pytest.raises(ValueError, match="every rank has some of the classes"):
+        criterion.logits(torch.randn(3, 4))
+
+
+def test_no_rank_has_logits_of_whole_rows(ranks):
+    ranks(2, check_no_logits)
 
 
 def check_label_out_of_range_in_a_graph(group):
