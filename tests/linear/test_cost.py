@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import anl_kernels as ak
+from anl_kernels.linear import execution
+from anl_kernels.linear.autograd import LinearLossFunction
+from anl_kernels.linear.ops import Specs
 from tests.cases import CASES
 from tests.linear.counting import products
 from tests.linear.heads import chunks_of, fused_loss, random_head, unfused_loss
@@ -138,6 +141,35 @@ def test_only_what_is_trained_has_a_gradient(reduction, names, device):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_gradient_without_need(reduction, device):
     assert not fused_loss(trained(device=device), TERMS, reduction=reduction).requires_grad
+
+
+@pytest.mark.parametrize("names", [[], ["hidden"]])
+def test_rows_have_gradients_only_where_they_are_needed(names, device, monkeypatch):
+    asked, apply = [], LinearLossFunction.apply
+
+    def spy(*args):
+        asked.append(Specs.of(args[6:]).rows.write_grad)
+        return apply(*args)
+
+    monkeypatch.setattr(LinearLossFunction, "apply", spy)
+    cost(trained(*names, device=device))
+    assert asked == [bool(names)]
+
+
+def test_the_backend_is_chosen_for_the_logits(device, monkeypatch):
+    """On a GPU it depends on their number of classes and dtype which kernels are faster."""
+    chosen_for, choose = [], execution.choose_backend
+
+    def spy(device_type, terms, logits, dim):
+        chosen_for.append((logits.dtype, logits.shape[dim], logits.stride(dim), logits.device))
+        return choose(device_type, terms, logits, dim)
+
+    monkeypatch.setattr(execution, "choose_backend", spy)
+    head = trained("weight", device=device)
+    head.target.clamp_(max=7)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        fused_loss(head, TERMS, num_classes=8)
+    assert chosen_for == [(torch.bfloat16, 8, 1, head.hidden.device)]
 
 
 def test_a_second_backward_computes_again(device):

@@ -197,11 +197,34 @@ ARGUMENTS = {
 }  # fmt: skip
 
 LINEAR = nn.Linear(4, 5)
+
+
+class Adapted(nn.Linear):
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+def hooked():
+    linear = nn.Linear(4, 5)
+    linear.register_forward_hook(lambda *args: None)
+    return linear
+
+
 MODULES = {
     "head": (
         lambda: ak.LinearRobustLoss(WEIGHT, ak.CE()),
         TypeError,
         ["head", "nn.Linear", "Tensor"],
+    ),
+    "head-forward": (
+        lambda: ak.LinearRobustLoss(Adapted(4, 5), ak.CE()),
+        TypeError,
+        ["head", "Adapted", "forward", "ak.linear_robust_loss"],
+    ),
+    "head-hooks": (
+        lambda: ak.LinearRobustLoss(hooked(), ak.CE()),
+        TypeError,
+        ["head", "hooks", "remove"],
     ),
     "terms": (lambda: ak.LinearRobustLoss(LINEAR, "nce"), TypeError, ["terms", "'nce'"]),
     "option": (
@@ -285,7 +308,7 @@ def test_a_float_that_is_not_finite_is_no_softcap_of_a_module_either():
         ak.LinearRobustLoss(LINEAR, ak.CE(), logit_softcap=float("nan"))
 
 
-def test_a_term_without_a_kernel(quick):
+def test_a_term_without_a_kernel(quick, device):
     """The reference has every term; a kernel says what it lacks."""
     from dataclasses import dataclass
 
@@ -297,10 +320,12 @@ def test_a_term_without_a_kernel(quick):
         def rows(self, row):
             return row.rest
 
+    tensors = [tensor.to(device) for tensor in (HIDDEN, WEIGHT, TARGET, BIAS)]
     try:
+        call = lambda: loss(*tensors, terms=Nameless())  # noqa: E731
         if quick == "reference":
-            assert loss(terms=Nameless()).item() == pytest.approx(0.8)
+            assert call().item() == pytest.approx(0.8)
         else:
-            assert_says(lambda: loss(terms=Nameless()), RuntimeError, [quick, "Nameless", "auto"])
+            assert_says(call, RuntimeError, [quick, "Nameless", "auto"])
     finally:
         REGISTRY.pop("Nameless", None)

@@ -35,6 +35,13 @@ STEPS = {
 }
 OTHERS = {
     "wide sums": (fused(), "bfloat16", True, True),
+    "one chunk": (fused(chunk_bytes=2 * N * K), "bfloat16", True, True),
+    "one chunk, narrow sums": (
+        fused(chunk_bytes=2 * N * K, accum_dtype="torch.bfloat16"),
+        "bfloat16",
+        True,
+        True,
+    ),
     "narrow sums": (fused(accum_dtype="torch.bfloat16"), "bfloat16", True, True),
     "unfused": ("ak.robust_loss(F.linear(hidden, weight), target, terms)", "float32", True, True),
 }
@@ -90,3 +97,7 @@ def test_without_the_fusion_all_logits_are_there_and_their_gradient(peaks):
 
 def test_sums_in_the_weights_dtype_spare_the_wide_ones(peaks):
     assert peaks["wide sums"] - peaks["narrow sums"] >= OF_WEIGHT - SLACK
+
+
+def test_one_chunk_has_no_sums(peaks):
+    assert abs(peaks["one chunk"] - peaks["one chunk, narrow sums"]) <= SLACK

@@ -131,6 +131,15 @@ def test_fake_outputs_have_the_strides_of_real_ones(hidden, weight, rows, fastes
         )
 
 
+@pytest.mark.parametrize("options", SPECS.values(), ids=list(SPECS))
+def test_every_output_is_written(options, quick, device, poisoned):
+    head = problem(device)
+    made = [*OPS.linear_loss(*loss_args(head, quick, **options))]
+    if not options.get("write_grad"):
+        made += OPS.linear_grad(*grad_args(head, quick, **options))
+    assert not any(tensor.isnan().any() for tensor in made)
+
+
 @pytest.mark.parametrize("options", [{}, ONE_PASS], ids=["loss", "one-pass"])
 def test_inputs_may_require_grad(options, fastest, device):
     """It is the Function that is differentiable; an operator takes numbers."""
