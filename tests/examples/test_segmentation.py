@@ -1,0 +1,36 @@
+"""Segmentation runs in its quick form."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.examples.running import ROOT, run_example
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+
+
+def test_quick_run(tmp_path):
+    run_example("segmentation.py", "--quick", "--out", tmp_path)
+    record = json.loads((tmp_path / "segmentation.json").read_text())
+    assert [run["loss"] for run in record["runs"]] == record["arguments"]["losses"]
+    assert all(0 < run["mean_iou"] < 1 for run in record["runs"])
+    for plot in ("curves.png", "pictures.png"):
+        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_noisy_masks_differ_in_whole_shapes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from segmentation_demo.data import CLASSES, VOID, draw
+
+    data = draw(60, 32, noise=0.4, generator=np.random.default_rng(0))
+    assert data.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(data.noisy == VOID, data.clean == VOID)
+    assert torch.equal(data.noisy == 0, data.clean == 0)
+    shape = (data.clean != VOID) & (data.clean != 0)
+    assert 0.25 < data.wrong[shape].float().mean() < 0.55
+    assert set(data.clean.unique().tolist()) == {*range(len(CLASSES)), VOID}
+    clean = draw(5, 32, noise=0.0, generator=np.random.default_rng(0))
+    assert not clean.wrong.any()
