@@ -1,4 +1,4 @@
-"""Segmentation runs in its quick form."""
+"""Segmentation runs in its quick form; the committed page is what its record says."""
 
 import json
 
@@ -11,6 +11,8 @@ from tests.examples.running import ROOT, run_example
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+RESULTS = ROOT / "examples" / "results" / "segmentation"
+
 
 def test_quick_run(tmp_path):
     run_example("segmentation.py", "--quick", "--out", tmp_path)
@@ -19,6 +21,12 @@ def test_quick_run(tmp_path):
     assert all(0 < run["mean_iou"] < 1 for run in record["runs"])
     for plot in ("curves.png", "pictures.png"):
         assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_page_is_its_records(tmp_path):
+    (tmp_path / "segmentation.json").write_bytes((RESULTS / "segmentation.json").read_bytes())
+    run_example("segmentation.py", "--render", "--out", tmp_path)
+    assert (tmp_path / "README.md").read_text() == (RESULTS / "README.md").read_text()
 
 
 def test_noisy_masks_differ_in_whole_shapes(monkeypatch):
