@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 from collections.abc import Iterable
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
+from common import machine, versions, write_json
 from rich.table import Table
 
 import anl_kernels as ak
@@ -28,31 +26,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 COLOURS = ("#777777", "#d1495b", "#2e86ab", "#3b8f5b")
-PACKAGES = ("torch", "triton", "numpy", "matplotlib", "rich")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages the demo runs on."""
-    found = {"python": platform.python_version(), "anl_kernels": ak.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def machine(device: torch.device) -> dict[str, str | int]:
-    """What the run was measured on."""
-    described: dict[str, str | int] = {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "torch_threads": torch.get_num_threads(),
-        "device": str(device),
-    }
-    if device.type == "cuda":
-        described["gpu"] = torch.cuda.get_device_name(device)
-    return described
+PACKAGES = ("triton", "numpy", "matplotlib", "rich")
 
 
 def library_backend(device: torch.device) -> str:
@@ -242,7 +216,7 @@ def save_json(
     """Everything the run was given and everything it found."""
     record = {
         "arguments": arguments,
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
         "machine": machine(device),
         "library": {"backend": library_backend(device), "env_report": asdict(ak.env_report())},
         "corpus": {
@@ -261,4 +235,4 @@ def save_json(
         "findings": findings,
         "seconds": seconds,
     }
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)
