@@ -1,6 +1,6 @@
 """Fused noise-robust losses over very many classes, for PyTorch."""
 
-from anl_kernels import presets
+from anl_kernels import noise, presets
 from anl_kernels._version import __version__
 from anl_kernels.backends.cpu.library import empty_cpu_cache
 from anl_kernels.backends.selection import use_backend
@@ -74,6 +74,7 @@ __all__ = [
     "linear_robust_loss",
     "nce",
     "nnce",
+    "noise",
     "presets",
     "robust_loss",
     "softmax",
