@@ -63,26 +63,46 @@ def check_target(target: Tensor, logits: Tensor) -> None:
     check_labels_of(target, shape, name, logits)
 
 
-def check_labels_of(target: Tensor, shape: torch.Size, name: str, other: Tensor) -> None:
+def check_labels_of(
+    target: Tensor, shape: torch.Size, name: str, other: Tensor, argument: str = "target"
+) -> None:
     """Raise TypeError or ValueError unless target holds class indices, in a shape, for a tensor."""
     if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+        raise TypeError(f"{argument} must be a tensor, got {type(target).__name__}")
     if target.dtype not in (torch.int64, torch.int32):
         hint = (
             "class probabilities are not supported, pass class indices"
             if target.is_floating_point()
             else "convert it with .long()"
         )
-        raise TypeError(f"target must be int64 or int32 class indices, got {target.dtype}; {hint}")
+        raise TypeError(
+            f"{argument} must be int64 or int32 class indices, got {target.dtype}; {hint}"
+        )
     if target.shape != shape:
         raise ValueError(
-            f"target must have shape {tuple(shape)} for {name} of shape {tuple(other.shape)}, "
+            f"{argument} must have shape {tuple(shape)} for {name} of shape {tuple(other.shape)}, "
             f"got {tuple(target.shape)}"
         )
-    check_device("target", target, other)
+    check_device(argument, target, other)
 
 
-def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
+def check_mask(name: str, mask: Tensor, shape: torch.Size, other: Tensor) -> None:
+    """Raise TypeError or ValueError unless a mask, named so, is bool, of a shape, on a device."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, got {mask.dtype}; convert it with .bool()")
+    if mask.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)}, one value for each row of logits of shape "
+            f"{tuple(other.shape)}, got {tuple(mask.shape)}"
+        )
+    check_device(name, mask, other)
+
+
+def check_labels_in_range(
+    target: Tensor, num_classes: int, ignore_index: int, argument: str = "target"
+) -> int | None:
     """Raise IndexError naming the first label that is neither a class nor ``ignore_index``.
 
     On a CPU always; elsewhere only on request, since it waits for the device. Not where no value
@@ -107,7 +127,7 @@ def check_labels_in_range(target: Tensor, num_classes: int, ignore_index: int) -
     row = tuple(outside.nonzero()[0].tolist())
     index = ", ".join(map(str, row))
     raise IndexError(
-        f"target[{index}] is {target[row].item()}, outside [0, {num_classes}) and not "
+        f"{argument}[{index}] is {target[row].item()}, outside [0, {num_classes}) and not "
         f"ignore_index ({ignore_index}); correct the label or pass ignore_index"
     )
 

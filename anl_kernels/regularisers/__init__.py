@@ -1,0 +1,1 @@
+"""Penalties beside the loss of rows: of parameters, and of the batch."""
