@@ -15,6 +15,7 @@ from anl_kernels.losses import (
     RobustLoss,
     SymmetricCrossEntropyLoss,
 )
+from anl_kernels.regularisers.entropy import EntropyRegularisedLoss, entropy_regulariser
 from anl_kernels.regularisers.l1 import L1Hook, add_l1_grad_, l1_penalty
 from anl_kernels.report import EnvReport, env_report
 from anl_kernels.sharding.batch import column_means
@@ -60,6 +61,7 @@ __all__ = [
     "ActivePassiveLoss",
     "Aux",
     "ClassShards",
+    "EntropyRegularisedLoss",
     "EnvReport",
     "L1Hook",
     "LinearRobustLoss",
@@ -75,6 +77,7 @@ __all__ = [
     "check_labels",
     "column_means",
     "empty_cpu_cache",
+    "entropy_regulariser",
     "env_report",
     "l1_penalty",
     "linear_robust_loss",

@@ -1,8 +1,9 @@
 """Losses with the hyper-parameters that papers on noisy labels published, by data set.
 
-``anl_ce("cifar100")`` is a :class:`anl_kernels.RobustLoss`. ``get("anl_ce", "cifar100")`` is the
-:class:`Preset` behind it, with its source and with what the recipe needs beside the loss, such as
-ANL's L1 factor. ``list()`` gives all of them.
+``anl_ce("cifar100")`` is a :class:`anl_kernels.RobustLoss`, ``anl_ce_er("cifar100")`` an
+:class:`anl_kernels.EntropyRegularisedLoss`. ``get("anl_ce", "cifar100")`` is the :class:`Preset`
+behind it, with its source and with what the recipe needs beside the loss, such as ANL's L1 factor.
+``list()`` gives all of them.
 
 The weights belong to the number of classes of their data set: the normalised terms shrink as 1/K.
 RCE and GCE are exact here, while the official code clamps probabilities at 1e-7: for its values
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 from typing_extensions import Unpack
 
 from anl_kernels.losses import RobustLoss
 from anl_kernels.options import LossOptions
+from anl_kernels.regularisers.entropy import EntropyRegularisedLoss
 from anl_kernels.terms import (
     AEL,
     AGCE,
@@ -36,6 +39,9 @@ from anl_kernels.terms import (
     as_terms,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -47,8 +53,10 @@ class Preset:
     """"mnist", "cifar10", "cifar100", "webvision" (its first 50 classes) or "clothing1m"."""
     terms: Terms
     l1: float | None
-    """Factor of the sum of |parameter| over all parameters, biases and norms included: 0 for
+    """Factor of the sum of ``|parameter|`` over all parameters, biases and norms included: 0 for
     losses without it, None where the source of the weights does not state it."""
+    entropy_weight: float
+    """lambda, the factor of :func:`anl_kernels.entropy_regulariser`; 0 for losses without it."""
     source: str
     """The paper of the loss."""
     note: str
@@ -62,6 +70,7 @@ class _Recipe:
     settings: Mapping[str, tuple[float, ...]]
     """For each data set, the arguments of ``make``."""
     l1: Mapping[str, float] | None = None
+    entropy_weights: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,6 +80,7 @@ def _sum(alpha: float, first: Term, beta: float, second: Term) -> Terms:
 
 
 _ANL = "Ye et al., Active Negative Loss Functions for Learning with Noisy Labels, NeurIPS 2023"
+_ANL_ER = "Ye et al., Active Negative Loss: A Robust Framework for Learning with Noisy Labels, 2024"
 _APL = "Ma et al., Normalized Loss Functions for Deep Learning with Noisy Labels, ICML 2020"
 _ALF = "Zhou et al., Asymmetric Loss Functions for Learning with Noisy Labels, ICML 2021"
 _SCE = "Wang et al., Symmetric Cross Entropy for Robust Learning with Noisy Labels, ICCV 2019"
@@ -95,6 +105,14 @@ _TABLE = {
             "clothing1m": (5, 0.1),
         },
         l1={"mnist": 1e-6, "cifar10": 5e-5, "cifar100": 5e-7, "webvision": 5e-6},
+    ),
+    "anl_ce_er": _Recipe(
+        # As coded, these clamp probabilities from above too.
+        lambda alpha, beta: _sum(alpha, NCE(), beta, NNCE(1e-7, prob_max=1 - 1e-7)),
+        _ANL_ER,
+        {"cifar10": (5, 5), "cifar100": (10, 1)},
+        l1={"cifar10": 5e-5, "cifar100": 5e-7},
+        entropy_weights={"cifar10": 2.0, "cifar100": 0.01},
     ),
     "anl_fl": _Recipe(
         lambda alpha, beta: _sum(alpha, NFL(gamma=0.5), beta, NNFL(gamma=0.5)),
@@ -204,7 +222,8 @@ def get(name: str, dataset: str) -> Preset:
         )
     terms = as_terms(recipe.make(*recipe.settings[dataset]))
     l1 = recipe.l1.get(dataset) if recipe.l1 else 0.0
-    return Preset(name, dataset, terms, l1, recipe.source, _note(recipe, dataset))
+    entropy_weight = recipe.entropy_weights.get(dataset, 0.0)
+    return Preset(name, dataset, terms, l1, entropy_weight, recipe.source, _note(recipe, dataset))
 
 
 def list() -> tuple[Preset, ...]:
@@ -215,8 +234,8 @@ def list() -> tuple[Preset, ...]:
 def anl_ce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
     """ANL-CE, ``alpha NCE + beta NNCE`` (Ye et al., NeurIPS 2023).
 
-    The paper adds ``get("anl_ce", dataset).l1`` times the sum of |parameter| over all parameters,
-    sets weight decay to 0, and clips the norm of the gradient of the sum at 5.0.
+    The paper adds ``get("anl_ce", dataset).l1`` times :func:`anl_kernels.l1_penalty` of all
+    parameters, sets weight decay to 0, and clips the norm of the gradient of the sum at 5.0.
 
     Args:
         dataset: mnist, cifar10, cifar100, webvision or clothing1m.
@@ -226,6 +245,23 @@ def anl_ce(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
         ValueError: there is no setting for the data set.
     """
     return _loss("anl_ce", dataset, options)
+
+
+def anl_ce_er(dataset: str, **options: Unpack[LossOptions]) -> EntropyRegularisedLoss:
+    """ANL-CE with the entropy regulariser (Ye et al., 2024); L1 and the rest as :func:`anl_ce`.
+
+    Args:
+        dataset: cifar10 or cifar100.
+        **options: as for :class:`anl_kernels.RobustLoss`, but ``process_group`` is that of
+            :class:`anl_kernels.EntropyRegularisedLoss`: ranks that share the batch.
+
+    Raises:
+        ValueError: there is no setting for the data set, or the regularised loss refuses an option.
+    """
+    preset = get("anl_ce_er", dataset)
+    group = cast("ProcessGroup | None", options.pop("process_group", None))
+    criterion = RobustLoss(preset.terms, **options)
+    return EntropyRegularisedLoss(criterion, preset.entropy_weight, process_group=group)
 
 
 def anl_fl(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:

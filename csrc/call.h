@@ -69,4 +69,26 @@ struct SoftmaxBackwardArgs {
   bool past_cache;
 };
 
+// Terms over the columns of a batch: ColumnKernels in anl_kernels/backends/interface.py.
+struct ColumnArgs {
+  Type type;
+  Shape shape;
+  Rows logits;
+  const bool* counted; // null: every row counts
+  double low, high;
+  void* statistics; // (N, num_column_statistics)
+};
+constexpr int num_column_statistics = 2; // m, log_s
+
+struct ColumnSumsArgs : ColumnArgs {
+  void* sums; // (K,)
+};
+
+struct ColumnGradArgs : ColumnArgs {
+  Rows grad;
+  const void *slopes, *scale; // (K,); one number
+  bool accumulate;
+  bool past_cache;
+};
+
 } // namespace anl

@@ -22,6 +22,10 @@ inline void define_operators(torch::Library& library) {
               "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("softmax(Tensor logits) -> Tensor");
   library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
+  library.def("column_sums(Tensor logits, Tensor? counted, float low, float high) -> "
+              "(Tensor, Tensor)");
+  library.def("column_grad(Tensor grad, Tensor logits, Tensor? counted, Tensor statistics, "
+              "Tensor slopes, Tensor scale, float low, float high, bool accumulate) -> ()");
   library.def("empty_like_rows(Tensor logits) -> Tensor");
   library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
 }

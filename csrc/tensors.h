@@ -345,4 +345,75 @@ inline SoftmaxBackwardArgs softmax_backward_args(const Tensor& upstream, const T
   return args;
 }
 
+// What calls about columns are given, as kernels read it: the tensors live as long as the
+// arguments.
+struct ColumnInputs {
+  Tensor logits, counted;
+
+  ColumnInputs(const Tensor& given, const OptionalTensor& given_counted)
+      : logits(readable(given)), counted(given_counted ? given_counted->contiguous() : Tensor()) {
+    TORCH_CHECK(!counted.defined() || counted.scalar_type() == at::kBool, "counted must be bool");
+  }
+  ColumnInputs(const ColumnInputs&) = delete; // arguments point into it
+
+  bool empty() const { return logits.numel() == 0; }
+  Tensor numbers(at::IntArrayRef shape) const {
+    return at::empty(shape, logits.options().dtype(accumulator_of(logits)));
+  }
+
+  void fill_in(ColumnArgs& args, double low, double high) const {
+    const View view = view_of(logits);
+    TORCH_CHECK(!counted.defined() || counted.numel() == view.shape.rows(),
+                "counted must have a value for each row");
+    args.type = type_of(logits);
+    args.shape = view.shape;
+    args.logits = view.rows;
+    args.counted = counted.defined() ? counted.const_data_ptr<bool>() : nullptr;
+    args.low = low;
+    args.high = high;
+  }
+};
+
+struct ColumnSumsCall : ColumnInputs {
+  Tensor sums, statistics;
+  ColumnSumsArgs args = {};
+
+  ColumnSumsCall(const Tensor& given, const OptionalTensor& counted, double low, double high)
+      : ColumnInputs(given, counted) {
+    fill_in(args, low, high);
+    sums = numbers({args.shape.K});
+    statistics = numbers({args.shape.rows(), num_column_statistics});
+    if (empty())
+      sums.zero_();
+    args.sums = sums.data_ptr();
+    args.statistics = statistics.data_ptr();
+  }
+};
+
+// `grad` has one stride.
+struct ColumnGradCall : ColumnInputs {
+  Tensor statistics, slopes, scale;
+  ColumnGradArgs args = {};
+
+  ColumnGradCall(const Tensor& grad, const Tensor& given, const OptionalTensor& counted,
+                 const Tensor& statistics, const Tensor& slopes, const Tensor& scale, double low,
+                 double high, bool accumulate)
+      : ColumnInputs(given, counted), statistics(of_kernels(statistics)),
+        slopes(of_kernels(slopes)), scale(of_kernels(scale)) {
+    fill_in(args, low, high);
+    args.grad = rows_of(grad);
+    args.statistics = this->statistics.data_ptr();
+    args.slopes = this->slopes.data_ptr();
+    args.scale = this->scale.data_ptr();
+    args.accumulate = accumulate;
+  }
+
+private:
+  Tensor of_kernels(const Tensor& given) const {
+    TORCH_CHECK(given.scalar_type() == accumulator_of(logits), "expected numbers of ",
+                accumulator_of(logits), ", got ", given.scalar_type());
+    return given.contiguous();
+  }
+};
+
 } // namespace anl

@@ -220,3 +220,21 @@ def test_softmax(form, device, poisoned):
     (by_torch,) = torch.autograd.grad(logits.softmax(-1), logits, up)
     torch.testing.assert_close(probs, logits.softmax(-1))
     torch.testing.assert_close(grad, by_torch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entropy_regulariser(dtype, form, device, poisoned):
+    logits = (2 * torch.randn(5, 37, device=device)).to(dtype).requires_grad_()
+    counted = torch.tensor([True, True, False, True, True], device=device)
+
+    def ours():
+        value = ak.entropy_regulariser(logits, counted=counted)
+        return value, *torch.autograd.grad(value, logits)
+
+    q = logits.double().softmax(1).clamp(1e-7, 1 - 1e-7)[counted].mean(0)
+    wanted = (q / q.sum() * (q / q.sum()).log()).sum() + torch.tensor(37.0).double().log()
+    (by_torch,) = torch.autograd.grad(wanted, logits)
+    first, second = ours(), ours()
+    assert all(map(torch.equal, first, second))
+    torch.testing.assert_close(first[0].double(), wanted, rtol=1e-6, atol=1e-6)
+    assert error(first[1], by_torch) <= max(1e-6, torch.finfo(dtype).eps)

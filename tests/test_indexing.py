@@ -81,3 +81,15 @@ def test_softmax_far_apart(form, device, monkeypatch):
     logits, values, _ = problem("rows", torch.bfloat16, device)
     with forced(*form, monkeypatch):
         assert torch.equal(ak.softmax(logits), ak.softmax(values))
+
+
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
+@pytest.mark.parametrize("name", STRIDES)
+def test_entropy_regulariser_far_apart(name, form, device, monkeypatch):
+    logits, values, _ = problem(name, torch.bfloat16, device)
+    with forced(*form, monkeypatch):
+        gradients = []
+        for z in (logits, values):
+            value = ak.entropy_regulariser(z.requires_grad_(), min_prob=1e-3)
+            gradients.append(torch.autograd.grad(value, z)[0])
+    assert_same(*gradients)

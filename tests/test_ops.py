@@ -20,7 +20,10 @@ OPERATORS = {
     "softmax",
     "softmax_backward",
 }
-CHECKED_ELSEWHERE = {"linear_loss", "linear_grad"}  # tests/linear
+CHECKED_ELSEWHERE = {
+    *("linear_loss", "linear_grad"),  # tests/linear
+    *("entropy", "entropy_grad", "entropy_grad_"),  # tests/regularisers
+}
 TERMS = CASES["ANL-CE"]
 
 # The in-place operators fail for want of fake kernels, and "one-pass" with them (scale_).

@@ -7,6 +7,7 @@ from anl_kernels import presets
 NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "webvision": 50, "clothing1m": 14}
 DATASETS = {
     "anl_ce": set(NUM_CLASSES),
+    "anl_ce_er": {"cifar10", "cifar100"},
     "anl_fl": set(NUM_CLASSES) - {"webvision"},
     "nce_rce": set(NUM_CLASSES),
     "nfl_rce": set(NUM_CLASSES) - {"clothing1m"},
@@ -30,7 +31,8 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("preset", presets.list(), ids=lambda p: f"{p.name}-{p.dataset}")
 def test_loss_and_gradient_are_finite(preset, device):
     criterion = getattr(presets, preset.name)(preset.dataset)
-    assert criterion.terms == preset.terms
+    assert getattr(criterion, "criterion", criterion).terms == preset.terms
+    assert getattr(criterion, "weight", None) == (preset.entropy_weight or None)
     num_classes = NUM_CLASSES[preset.dataset]
     logits = (3 * torch.randn(16, num_classes, device=device)).requires_grad_()
     loss = criterion(logits, torch.randint(num_classes, (16,), device=device))
@@ -47,6 +49,7 @@ def test_loss_and_gradient_are_finite(preset, device):
     [
         ("anl_ce", "cifar100", 10.0 * ak.NCE() + 1.0 * ak.NNCE(1e-7)),
         ("anl_ce", "webvision", 20.0 * ak.NCE() + 1.0 * ak.NNCE(1e-7)),
+        ("anl_ce_er", "cifar100", 10.0 * ak.NCE() + 1.0 * ak.NNCE(1e-7, 1 - 1e-7)),
         ("anl_fl", "cifar10", 5.0 * ak.NFL(0.5) + 5.0 * ak.NNFL(0.5, 1e-7)),
         ("nce_rce", "mnist", 1.0 * ak.NCE() + 10.0 * ak.RCE()),
         ("nfl_rce", "webvision", 50.0 * ak.NFL(0.5) + 0.1 * ak.RCE()),
@@ -75,6 +78,16 @@ def test_l1_factors_of_anl():
         assert preset.l1 == (factors.get(preset.dataset) if is_anl else 0)
 
 
+def test_factors_of_the_entropy_regulariser():
+    factors = {("anl_ce_er", "cifar10"): 2.0, ("anl_ce_er", "cifar100"): 0.01}
+    for preset in presets.list():
+        assert preset.entropy_weight == factors.get((preset.name, preset.dataset), 0.0)
+    criterion = presets.anl_ce_er("cifar10", ignore_index=255)
+    assert criterion.criterion.options == {"ignore_index": 255}
+    with pytest.raises(TypeError, match="process_group"):
+        presets.anl_ce_er("cifar10", process_group="data")
+
+
 def test_options_reach_the_loss():
     criterion = presets.jal_ce("cifar10", ignore_index=255, reduction="none")
     loss = criterion(torch.randn(2, 10), torch.tensor([3, 255]))
@@ -85,5 +98,5 @@ def test_options_reach_the_loss():
 def test_unknown_names_are_answered_with_the_known():
     with pytest.raises(ValueError, match="mnist, cifar10, cifar100 for nce_ael, got 'imagenet'"):
         presets.nce_ael("imagenet")
-    with pytest.raises(ValueError, match="anl_ce, anl_fl, nce_rce"):
+    with pytest.raises(ValueError, match="anl_ce, anl_ce_er, anl_fl, nce_rce"):
         presets.get("anl", "cifar10")

@@ -40,7 +40,7 @@ LOSSES = {
     "amse_a30": ak.AMSE(30),
 }
 
-# ANL-CE-ER adds a regulariser of the whole batch, which is not a term of a row.
+# ANL-CE-ER adds a regulariser of the whole batch, not a term of a row: tests/regularisers.
 NOT_ROW_LOSSES = {"anl_ce_er_5_5_2"}
 
 CASES = sorted({key.split("/")[0] for key in VECTORS})

@@ -28,6 +28,8 @@ class CompiledBackend:
         self.scale_ = operators.scale_
         self.softmax = operators.softmax
         self.softmax_backward = operators.softmax_backward
+        self.column_sums = operators.column_sums
+        self.column_grad = operators.column_grad
 
     def knows(self, functor: str) -> bool:
         """See ``Backend.knows``."""

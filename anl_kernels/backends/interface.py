@@ -17,6 +17,9 @@ NUM_STATS = 4
 NUM_STATISTICS = 5
 """Columns of :meth:`Kernels.shard_statistics`."""
 
+COLUMN_STATISTICS = 2
+"""Columns of the statistics that :meth:`ColumnKernels.column_sums` keeps of rows."""
+
 NUM_SCALARS = 3
 """Most hyper-parameters that a functor takes."""
 
@@ -165,7 +168,45 @@ class Backend(Protocol):
         ...
 
 
-class Kernels(Backend, Protocol):
+class ColumnKernels(Backend, Protocol):
+    """A backend that also sums over columns, for terms of a batch."""
+
+    def column_sums(
+        self, logits: Tensor, counted: Tensor | None, low: float, high: float
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over rows of their probabilities, each clamped to [low, high].
+
+        ``counted`` is a bool for each row; None if all of them count. A row that does not may hold
+        anything.
+
+        Returns:
+            (K,) in the accumulator dtype; and (N, COLUMN_STATISTICS) for :meth:`column_grad`, the
+            maximum m of each row and log s, lse = m + log s: 0 for a row that does not count.
+        """
+        ...
+
+    def column_grad(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        counted: Tensor | None,
+        statistics: Tensor,
+        slopes: Tensor,
+        scale: Tensor,
+        low: float,
+        high: float,
+        accumulate: bool,
+    ) -> None:
+        """Write to ``grad``, or add, the gradient of a function of the sums, times ``scale``.
+
+        ``slopes`` (K,) are its derivatives by the sums, ``scale`` is 0-d, both of the accumulator
+        dtype. The gradient passes at the clamp's bounds. In a row that does not count it is 0.
+        ``grad`` is not the logits.
+        """
+        ...
+
+
+class Kernels(ColumnKernels, Protocol):
     """A backend of kernels, which can also work on some of a row's classes."""
 
     def is_dense(self, functor: str) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anl_kernels.backends import columns
 from anl_kernels.backends.interface import (
     NUM_STATS,
     RowOutputs,
@@ -103,6 +104,8 @@ class ReferenceKernels:
 
     def __init__(self, shards: ClassShards | None = None) -> None:
         self._shards = shards
+        self.column_sums = columns.column_sums
+        self.column_grad = columns.column_grad
 
     def knows(self, functor: str) -> bool:
         """See ``Backend.knows``: terms have formulas, not functors."""

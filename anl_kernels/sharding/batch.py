@@ -40,12 +40,12 @@ def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Ten
     total, count = rows.sum(0, dtype=dtype), rows.new_full((), rows.shape[0], dtype=dtype)
     if process_group is not None:
         group = check_group(process_group)
-        total = _SumOfBatches.apply(total, group)
+        total = SumOfBatches.apply(total, group)
         count = add_up_(count, group)
     return (total / count.clamp(min=1)).to(rows.dtype)
 
 
-class _SumOfBatches(torch.autograd.Function):
+class SumOfBatches(torch.autograd.Function):
     """``apply(tensor, group)``: the sum over ranks, whose losses are different ones.
 
     Each rank's part enters the losses of all, so that their gradients add up.
@@ -60,4 +60,4 @@ class _SumOfBatches(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Add up."""
-        return _SumOfBatches.apply(grad, ctx.group), None
+        return SumOfBatches.apply(grad, ctx.group), None

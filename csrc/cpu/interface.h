@@ -26,6 +26,9 @@ struct Kernels {
   Job* (*shard_sums)(const ShardArgs&);
   Job* (*shard_finish)(const ShardArgs&);
   Job* (*softmax_backward)(const SoftmaxBackwardArgs&);
+  Job* (*column_sums)(const ColumnSumsArgs&, int threads);
+  Job* (*column_grad)(const ColumnGradArgs&);
+  void (*entropy)(Type, const void* sums, int64_t K, double min_prob, void* value, void* slopes);
   int num_functors;
   void (*elementary)(Elementary, Type, const void* x, void* y, int64_t count); // for tests
 };

@@ -5,6 +5,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "columns.h"
+#include "entropy.h"
 #include "shards.h"
 #include "softmax.h"
 
@@ -34,16 +36,17 @@ template <class Args> Args for_long_rows(Args args) {
 }
 
 // The job for the storage type of a call.
-template <template <class> class Job_, class Args> Job* typed(const Args& args) {
+template <template <class> class Job_, class Args, class... More>
+Job* typed(const Args& args, More... more) {
   switch (args.type) {
   case Type::Float64:
-    return new Job_<double>(args);
+    return new Job_<double>(args, more...);
   case Type::Float32:
-    return new Job_<float>(args);
+    return new Job_<float>(args, more...);
   case Type::BFloat16:
-    return new Job_<BFloat16>(args);
+    return new Job_<BFloat16>(args, more...);
   case Type::Float16:
-    return new Job_<Half>(args);
+    return new Job_<Half>(args, more...);
   }
   return nullptr;
 }
@@ -82,6 +85,27 @@ Job* softmax_backward(const SoftmaxBackwardArgs& args) {
                                           : typed<SoftmaxBackwardRows>(for_long_rows(args));
 }
 
+Job* column_sums(const ColumnSumsArgs& args, int threads) {
+  return in_tiles(args.shape, args.logits) ? typed<ColumnSumsTiles>(args, threads)
+                                           : typed<ColumnSumsRows>(args, threads);
+}
+
+Job* column_grad(const ColumnGradArgs& args) {
+  return in_tiles(args.shape, args.logits) ? typed<ColumnGradTiles>(args)
+                                           : typed<ColumnGradRows>(for_long_rows(args));
+}
+
+template <class A>
+void entropy_of(const void* sums, int64_t K, double min_prob, void* value, void* slopes) {
+  entropy(static_cast<const A*>(sums), K, min_prob, static_cast<A*>(value),
+          static_cast<A*>(slopes));
+}
+
+void entropy(Type type, const void* sums, int64_t K, double min_prob, void* value, void* slopes) {
+  (type == Type::Float64 ? entropy_of<double> : entropy_of<float>)(sums, K, min_prob, value,
+                                                                   slopes);
+}
+
 template <class A> V<A> call(Elementary function, V<A> x) {
   using M = Math<V<A>>;
   switch (function) {
@@ -113,14 +137,13 @@ void elementary(Elementary function, Type type, const void* x, void* y, int64_t 
   (type == Type::Float64 ? call_all<double> : call_all<float>)(function, x, y, count);
 }
 
-const Kernels kernels = {row_loss,
-                         row_grad,
-                         shard_statistics,
-                         shard_sums,
-                         shard_finish,
-                         softmax_backward,
-                         sizeof functor_tables<float> / sizeof functor_tables<float>[0],
-                         elementary};
+const Kernels kernels = {
+    row_loss,         row_grad,
+    shard_statistics, shard_sums,
+    shard_finish,     softmax_backward,
+    column_sums,      column_grad,
+    entropy,          sizeof functor_tables<float> / sizeof functor_tables<float>[0],
+    elementary};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT,
                       "anl_cpu_kernels",

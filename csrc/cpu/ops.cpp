@@ -170,6 +170,35 @@ Tensor softmax_backward(const Tensor& given_upstream, const Tensor& given_probs)
   return grad;
 }
 
+// See ColumnKernels.column_sums.
+std::tuple<Tensor, Tensor> column_sums(const Tensor& logits, const OptionalTensor& counted,
+                                       double low, double high) {
+  const ColumnSumsCall call(logits, counted, low, high);
+  if (!call.empty())
+    run(kernels->column_sums(call.args, at::get_num_threads()));
+  return {call.sums, call.statistics};
+}
+
+// See ColumnKernels.column_grad.
+void column_grad(const Tensor& grad, const Tensor& logits, const OptionalTensor& counted,
+                 const Tensor& statistics, const Tensor& slopes, const Tensor& scale, double low,
+                 double high, bool accumulate) {
+  if (logits.numel() == 0)
+    return;
+  ColumnGradCall call(grad, logits, counted, statistics, slopes, scale, low, high, accumulate);
+  call.args.past_cache = streams(call.logits) && !accumulate; // or it has just been read
+  run(kernels->column_grad(call.args));
+}
+
+// The entropy regulariser of (K,) column sums, and its slopes.
+std::tuple<Tensor, Tensor> entropy(const Tensor& given, double min_prob) {
+  const Tensor sums = given.contiguous();
+  const Tensor value = at::empty({}, sums.options()), slopes = at::empty_like(sums);
+  kernels->entropy(type_of(sums), sums.const_data_ptr(), sums.numel(), min_prob, value.data_ptr(),
+                   slopes.data_ptr());
+  return {value, slopes};
+}
+
 // See Backend.scale_.
 void scale_(const Tensor& tensor, const Tensor& factor) {
   if (factor.item().toDouble() != 1)
@@ -179,17 +208,21 @@ void scale_(const Tensor& tensor, const Tensor& factor) {
 TORCH_LIBRARY(anl_kernels_cpu, library) {
   define_operators(library);
   library.def("scan_labels(Tensor target, int num_classes, int ignore_index) -> (int, int)");
+  library.def("entropy(Tensor sums, float min_prob) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("row_loss", row_loss);
   library.impl("scan_labels", scan_labels);
+  library.impl("entropy", entropy);
   library.impl("row_grad_into", row_grad_into);
   library.impl("shard_statistics", shard_statistics);
   library.impl("shard_sums", shard_sums);
   library.impl("shard_finish", shard_finish);
   library.impl("softmax", softmax);
   library.impl("softmax_backward", softmax_backward);
+  library.impl("column_sums", column_sums);
+  library.impl("column_grad", column_grad);
   library.impl("empty_like_rows", empty_like_rows);
   library.impl("scale_", scale_);
 }

@@ -40,6 +40,11 @@ void row_loss(const RowLossArgs&, const Workspace&, const Place&);
 void row_grad(const RowGradArgs&, const Place&);
 void softmax_backward(const SoftmaxBackwardArgs&, const Place&);
 
+// Sums of groups of rows, of which there are column_groups: args.sums is (groups, K).
+int64_t column_groups(const ColumnArgs&, const Place&);
+void column_sums(const ColumnSumsArgs&, const Place&);
+void column_grad(const ColumnGradArgs&, const Place&);
+
 void shard_statistics(const ShardArgs&, const Place&);
 void shard_sums(const ShardArgs&, const Place&);
 void shard_finish(const ShardArgs&, const Place&);

@@ -140,6 +140,39 @@ Tensor softmax_backward(const Tensor& given_upstream, const Tensor& given_probs)
   return grad;
 }
 
+// See ColumnKernels.column_sums.
+std::tuple<Tensor, Tensor> column_sums(const Tensor& logits, const OptionalTensor& counted,
+                                       double low, double high) {
+  if (counted)
+    check_device("counted", *counted, logits);
+  const OnDeviceOf device(logits);
+  ColumnSumsCall call(logits, counted, low, high);
+  if (call.empty())
+    return {call.sums, call.statistics};
+  const int64_t groups = cuda::column_groups(call.args, device.place());
+  const Tensor partial = call.numbers({groups, call.args.shape.K});
+  call.args.sums = partial.data_ptr();
+  cuda::column_sums(call.args, device.place());
+  return {groups == 1 ? partial.squeeze(0) : partial.sum(0), call.statistics};
+}
+
+// See ColumnKernels.column_grad.
+void column_grad(const Tensor& grad, const Tensor& logits, const OptionalTensor& counted,
+                 const Tensor& statistics, const Tensor& slopes, const Tensor& scale, double low,
+                 double high, bool accumulate) {
+  check_device("grad", grad, logits);
+  check_device("slopes", slopes, logits);
+  check_device("scale", scale, logits);
+  if (counted)
+    check_device("counted", *counted, logits);
+  if (logits.numel() == 0)
+    return;
+  const OnDeviceOf device(logits);
+  const ColumnGradCall call(grad, logits, counted, statistics, slopes, scale, low, high,
+                            accumulate);
+  cuda::column_grad(call.args, device.place());
+}
+
 // See Backend.scale_. The kernel walks memory, which a tensor without gaps is.
 void scale_(const Tensor& tensor, const Tensor& factor) {
   check_device("factor", factor, tensor);
@@ -165,6 +198,8 @@ TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
   library.impl("shard_finish", shard_finish);
   library.impl("softmax", softmax);
   library.impl("softmax_backward", softmax_backward);
+  library.impl("column_sums", column_sums);
+  library.impl("column_grad", column_grad);
   library.impl("empty_like_rows", empty_like_rows);
   library.impl("scale_", scale_);
 }

@@ -89,6 +89,17 @@ SOFTMAX_CASES = {
     "softmax131072_bf16": ((8192, 131072), bf16),
     "softmax150_positions_bf16": ((8, 150, 512 * 512), bf16),
 }
+COLUMN_CASES = {
+    "columns10_f32": ((65536, 10), f32),
+    "columns1000_f32": ((4096, 1000), f32),
+    "columns8192_bf16": ((4096, 8192), bf16),
+    "columns2048_f64": ((4096, 2048), f64),
+    "columns32000_f32": ((1024, 32000), f32),
+    "columns131072_bf16": ((8192, 131072), bf16),
+    "columns32000_f64": ((1024, 32000), f64),
+    "columns21_positions_f32": ((8, 21, 512 * 512), f32),
+    "columns150_positions_bf16": ((8, 150, 512 * 512), bf16),
+}
 
 
 def main(target_name: str) -> None:
@@ -100,7 +111,8 @@ def main(target_name: str) -> None:
 
     JITFunction.run = record  # type: ignore[method-assign]
     report = {}
-    for case, call in {**_row_calls(), **_shard_calls(), **_softmax_calls()}.items():
+    calls = {**_row_calls(), **_shard_calls(), **_softmax_calls(), **_column_calls()}
+    for case, call in calls.items():
         launches.clear()
         call()
         for kernel, kwargs in launches:
@@ -144,6 +156,19 @@ def _softmax_calls() -> dict[str, Any]:
     return {name: lambda case=case: call(*case) for name, case in SOFTMAX_CASES.items()}
 
 
+def _column_calls() -> dict[str, Any]:
+    def call(shape: Any, dtype: torch.dtype) -> None:
+        logits = torch.empty(shape, dtype=dtype, device="meta")
+        counted = torch.empty(shape[:1] + shape[2:], dtype=torch.bool, device="meta")
+        bounds = 1e-7, 1 - 1e-7
+        sums, statistics = launch.column_sums(logits, counted, *bounds)
+        scale = sums.new_empty(())
+        grad = torch.empty_like(logits)
+        launch.column_grad(grad, logits, counted, statistics, sums, scale, *bounds, True)
+
+    return {name: lambda case=case: call(*case) for name, case in COLUMN_CASES.items()}
+
+
 def audit(kernel: JITFunction, kwargs: dict[str, Any], target: GPUTarget) -> dict[str, int]:
     """Compile one launch; return its resources."""
     options = {k: v for k, v in kwargs.items() if k not in kernel.arg_names}
@@ -181,7 +206,14 @@ def _specialise(value: Any, path: tuple[int, ...], constexprs: Any, attrs: Any) 
     return "fp32"
 
 
-_TRITON_NAMES = {bf16: "bf16", f16: "fp16", f32: "fp32", f64: "fp64", torch.int64: "i64"}
+_TRITON_NAMES = {
+    bf16: "bf16",
+    f16: "fp16",
+    f32: "fp32",
+    f64: "fp64",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
 
 
 def _nvidia(asm: Any) -> dict[str, int]:

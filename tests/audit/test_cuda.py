@@ -19,7 +19,16 @@ pytestmark = pytest.mark.skipif(
     compile_cuda.why_not() is not None, reason=f"no audit: {compile_cuda.why_not()}"
 )
 # What sweeps rows of neighbouring classes, or whole tensors.
-IN_VECTORS = ("warp_rows", "cluster_row", "grad_rows", "tile", "grad_tile", "scale", "softmax")
+IN_VECTORS = (
+    "warp_rows",
+    "cluster_row",
+    "grad_rows",
+    "tile",
+    "grad_tile",
+    "scale",
+    "softmax",
+    "column_grad",
+)
 SHARDS = [
     f"{kernel} {dtype}" for kernel in ("shard_statistics", "shard_sums") for dtype in TYPES.values()
 ]

@@ -291,3 +291,23 @@ def test_softmax(dtype, form, poisoned):
         (wanted_grad,) = torch.autograd.grad(wanted, wide, up.double())
     assert error(probs, wanted) <= ROUNDING[dtype]
     assert error(grad, wanted_grad) <= 3 * ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_entropy_regulariser(dtype, form, poisoned):
+    logits = form.logits(dtype).requires_grad_()
+    counted = form.labels(1, 1, 0).bool()
+    counted[(0,) * counted.dim()] = True
+
+    def ours():
+        value = ak.entropy_regulariser(logits, counted=counted, min_prob=1e-6)
+        return value, *torch.autograd.grad(value, logits)
+
+    with ak.use_backend("reference"):
+        wide = logits.detach().double().requires_grad_()
+        wanted = ak.entropy_regulariser(wide, counted=counted, min_prob=1e-6)
+        (wanted_grad,) = torch.autograd.grad(wanted, wide)
+    first, second = ours(), ours()
+    assert all(map(torch.equal, first, second))  # with the same number of threads
+    assert error(first[0], wanted) <= max(1e-12, ROUNDING[torch.float32] * (dtype != torch.float64))
+    assert error(first[1], wanted_grad) <= ROUNDING[dtype] + 2e-6 * (dtype != torch.float64)

@@ -65,6 +65,18 @@ def test_softmax(shape, schedule):
     in_every_order(schedule, compute)
 
 
+@pytest.mark.parametrize("shape", [(40, 7), (3, 5000), (70, 300), (2, 21, 300)])
+def test_entropy_regulariser(shape, schedule):
+    logits = torch.randn(shape, requires_grad=True)
+    counted = torch.rand(shape[:1] + shape[2:]) > 0.3
+
+    def compute():
+        value = ak.entropy_regulariser(logits, counted=counted)
+        return value.detach(), *torch.autograd.grad(value, logits)
+
+    in_every_order(schedule, compute)
+
+
 @pytest.mark.parametrize("form", SHARD_FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_shards(dtype, form, schedule):

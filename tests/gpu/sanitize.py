@@ -67,6 +67,12 @@ def softmax(logits, target):
     return probs, grad
 
 
+def entropy(logits, target):
+    """The regulariser over the rows that count, and its gradient added to the loss's."""
+    loss = ak.EntropyRegularisedLoss(ak.RobustLoss(TERMS), 1.0)(logits, target)
+    return loss, _gradient(loss, logits)
+
+
 def shards(logits, target):
     """As recompute, out of two shards of the classes; the reference has it from whole rows."""
     name = choose_backend(logits.device.type)
@@ -90,7 +96,7 @@ def _gradient(losses, logits):
     return grad
 
 
-FORMS = (one_pass, in_place, recompute, softmax, shards)
+FORMS = (one_pass, in_place, recompute, softmax, entropy, shards)
 
 
 def run(form, shape, dtype, backend, device):

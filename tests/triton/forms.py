@@ -2,10 +2,10 @@
 
 import contextlib
 
-from anl_kernels.backends.triton import launch, launch_parts
+from anl_kernels.backends.triton import launch, launch_columns, launch_parts
 from anl_kernels.backends.triton.plan import Plan
 
-LAUNCHERS = (launch, launch_parts)
+LAUNCHERS = (launch, launch_columns, launch_parts)
 
 # For K up to 64.
 FORMS = {

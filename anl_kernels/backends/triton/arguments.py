@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -83,8 +84,13 @@ def _source_key(functor: Functor) -> int:
 
 @lru_cache(maxsize=256)
 def split_numbers(terms: Terms) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Weights and scalars of the terms: run-time numbers, as leading and trailing float32 parts."""
-    exact = torch.tensor(term_numbers(terms), dtype=torch.float64)
+    """Weights and scalars of the terms: see :func:`split`."""
+    return split(term_numbers(terms))
+
+
+def split(numbers: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Run-time numbers as leading and trailing float32 parts: what ``numerics.scalar`` reads."""
+    exact = torch.tensor(numbers, dtype=torch.float64)
     leading = exact.float().double()
     trailing = (exact - leading).nan_to_num()  # inf - inf
     return tuple(leading.tolist()), tuple(trailing.tolist())

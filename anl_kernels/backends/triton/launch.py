@@ -21,6 +21,7 @@ from anl_kernels.backends.triton.arguments import (
 )
 from anl_kernels.backends.triton.backward import row_grad_kernel, scale_kernel
 from anl_kernels.backends.triton.forward import row_sweep_kernel, row_tile_kernel
+from anl_kernels.backends.triton.launch_columns import column_grad, column_sums
 from anl_kernels.backends.triton.launch_parts import (
     shard_finish,
     shard_statistics,
@@ -37,6 +38,8 @@ from anl_kernels.backends.triton.softmax import (
 from anl_kernels.backends.triton.terms import FUNCTORS
 
 __all__ = [
+    "column_grad",
+    "column_sums",
     "empty_like_rows",
     "is_dense",
     "knows",

@@ -33,6 +33,10 @@ SWEEP_BLOCKS = ((1, 4096, 8), (2, 8192, 16), (1 << 30, 2048, 16))
 # are 128 bytes of 16-bit logits; few classes are then held at once, many are swept.
 POSITIONS, POSITION_CLASSES = 64, 32
 
+# Column sums: a program keeps one sum for each value of its tile, COLUMNS classes wide at most,
+# and meets enough rows that the partial sums are small against the logits.
+COLUMNS, COLUMN_TILES, COLUMN_PROGRAMS_PER_PROCESSOR = 256, 8, 4
+
 # Fewer rows than this leave multiprocessors idle (132 on an H100); a row is worth splitting once
 # a part is still several sweep blocks long.
 SPLIT_BELOW_ROWS, SPLIT_FROM_CLASSES, PART = 64, 1 << 17, 1 << 15
@@ -94,6 +98,17 @@ def plan_tiles(num_classes: int, class_first: bool, dtype: torch.dtype) -> Plan:
     values = 2048 // _width(dtype)
     block_k = min(_power_of_two(num_classes), values)
     return Plan("tile", max(1, values // block_k), block_k, 4)
+
+
+def plan_column_sums(
+    num_rows: int, num_classes: int, class_first: bool, dtype: torch.dtype, processors: int
+) -> tuple[Plan, int]:
+    """Blocks for sums over rows, and how many rows a program adds up."""
+    plan = plan_tiles(min(num_classes, COLUMNS), class_first, dtype)
+    across = -(-num_classes // plan.block_k)
+    wanted = max(1, COLUMN_PROGRAMS_PER_PROCESSOR * processors // across)
+    tiles = -(-num_rows // (wanted * plan.block_n))
+    return plan, plan.block_n * max(tiles, COLUMN_TILES)
 
 
 def _positions(num_classes: int, dtype: torch.dtype, whole_rows: bool) -> Plan:

@@ -1,0 +1,109 @@
+"""Launches the kernels of column sums; the functions are ``ColumnKernels``'."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from anl_kernels.backends.interface import COLUMN_STATISTICS, accumulator_dtype
+from anl_kernels.backends.layout import RowView, as_rows, writable_rows
+from anl_kernels.backends.triton.arguments import (
+    block_args,
+    num_processors,
+    on_device,
+    shape_args,
+    split,
+)
+from anl_kernels.backends.triton.columns import (
+    column_grad_sweep_kernel,
+    column_grad_tile_kernel,
+    column_statistics_sweep_kernel,
+    column_statistics_tile_kernel,
+    column_sums_kernel,
+)
+from anl_kernels.backends.triton.plan import plan_column_sums, plan_rows
+
+
+def column_sums(
+    logits: Tensor, counted: Tensor | None, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """See ``ColumnKernels.column_sums``."""
+    view, dtype = as_rows(logits), accumulator_dtype(logits.dtype)
+    B, K, M = view.shape
+    statistics = logits.new_empty((B * M, COLUMN_STATISTICS), dtype=dtype)
+    if not logits.numel():
+        return logits.new_zeros((K,), dtype=dtype), statistics
+    _statistics(view, counted, statistics)
+    processors = num_processors(logits.device)
+    plan, group_rows = plan_column_sums(B * M, K, view.class_first, logits.dtype, processors)
+    groups = triton.cdiv(B * M, group_rows)
+    partial = logits.new_empty((groups, K), dtype=dtype)
+    with on_device(logits):
+        column_sums_kernel[(groups, triton.cdiv(K, plan.block_k))](
+            **_row_args(view, counted, statistics),
+            PARTIAL=partial,
+            GROUP_ROWS=group_rows,
+            BOUNDS=_bounds(low, high),
+            **block_args(plan, logits.dtype),
+        )
+    return partial.sum(0), statistics
+
+
+def column_grad(
+    grad: Tensor,
+    logits: Tensor,
+    counted: Tensor | None,
+    statistics: Tensor,
+    slopes: Tensor,
+    scale: Tensor,
+    low: float,
+    high: float,
+    accumulate: bool,
+) -> None:
+    """See ``ColumnKernels.column_grad``."""
+    if not logits.numel():
+        return
+    view = as_rows(logits)
+    B, K, M = view.shape
+    plan = plan_rows(B * M, K, view.class_first, logits.dtype, may_split=False)
+    kernel = column_grad_tile_kernel if plan.form == "tile" else column_grad_sweep_kernel
+    with on_device(logits):
+        kernel[(triton.cdiv(B * M, plan.block_n),)](
+            **_row_args(view, counted, statistics),
+            SLOPES=slopes,
+            SCALE=scale,
+            GRAD=writable_rows(grad).strided,
+            BOUNDS=_bounds(low, high),
+            ACCUMULATE=accumulate,
+            **block_args(plan, logits.dtype),
+        )
+
+
+def _statistics(view: RowView, counted: Tensor | None, statistics: Tensor) -> None:
+    B, K, M = view.shape
+    dtype = view.tensor.dtype
+    plan = plan_rows(B * M, K, view.class_first, dtype, may_split=False)
+    tile = plan.form == "tile"
+    kernel = column_statistics_tile_kernel if tile else column_statistics_sweep_kernel
+    with on_device(view.tensor):
+        kernel[(triton.cdiv(B * M, plan.block_n),)](
+            **_row_args(view, counted, statistics), **block_args(plan, dtype)
+        )
+
+
+def _row_args(view: RowView, counted: Tensor | None, statistics: Tensor) -> dict[str, Any]:
+    return {
+        "Z": view.strided,
+        "COUNTED": None if counted is None else counted.reshape(-1).view(torch.uint8),
+        "STATS": statistics,
+        **shape_args(view),
+    }
+
+
+@lru_cache(maxsize=16)
+def _bounds(low: float, high: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return split((low, high))

@@ -1,0 +1,476 @@
+// Column sums of clamped probabilities, and the gradient of a function of them.
+//
+// Threads have groups of rows, and a partial sum for each: results depend on the number of threads,
+// on nothing else. Sums over many rows are double, so that roundings do not pile up.
+#pragma once
+
+#include "lanes.h"
+#include "rows.h"
+
+namespace anl::cpu {
+
+// ---- both forms --------------------------------------------------------------------------------
+
+// A NaN stays one.
+template <class A> ANL_INLINE V<A> clamped(V<A> p, A low, A high) {
+  return min<A>(fill(high), max<A>(fill(low), p));
+}
+
+// The slope that reaches p, through the clamp.
+template <class A> ANL_INLINE V<A> slope_at(V<A> p, V<A> slope, A low, A high) {
+  const I<A> outside = (p < low) | (p > high);
+  return outside ? fill(A(0)) : slope;
+}
+
+inline bool counts(const ColumnArgs& args, int64_t n) { return !args.counted || args.counted[n]; }
+
+// Rows to a group at least: fewer would make partial sums of the size of the logits.
+constexpr int64_t rows_of_group = 8;
+
+// Units of work, in groups of neighbours, each with its sums of K columns; then their sum.
+class ColumnGroups {
+public:
+  ColumnGroups(int64_t rows, int64_t units, int64_t K, int threads)
+      : units_(units), K_(K), count_(smaller(threads, smaller(units, rows / rows_of_group))) {
+    count_ = count_ < 1 ? 1 : count_;
+    sums_.reset(new double[count_ * K]());
+  }
+  int64_t count() const { return count_; }
+  int64_t first(int64_t group) const { return group * units_ / count_; }
+  int64_t most_units() const { return (units_ - 1) / count_ + 1; }
+  double* sums(int64_t group) const { return sums_.get() + group * K_; }
+  template <class A> void add_up(int64_t begin, int64_t end, A* to) const {
+    for (int64_t k = begin; k < end; ++k) {
+      double sum = 0;
+      for (int64_t group = 0; group < count_; ++group)
+        sum += sums(group)[k];
+      to[k] = A(sum);
+    }
+  }
+
+private:
+  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  int64_t units_, K_, count_;
+  std::unique_ptr<double[]> sums_;
+};
+
+// Two phases: groups, then columns.
+template <class T> class ColumnSums : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  ColumnSums(const ColumnSumsArgs& args, int64_t units, int64_t elements_of_unit, int threads)
+      : args_(args), groups_(args.shape.rows(), units, args.shape.K, threads),
+        elements_(elements_of_unit) {}
+
+  int phases() const override { return 2; }
+  int64_t units(int phase) const override { return phase ? args_.shape.K : groups_.count(); }
+  int64_t elements_of_unit(int phase) const override {
+    return phase ? groups_.count() : groups_.most_units() * elements_;
+  }
+  void run(int phase, int64_t begin, int64_t end) override {
+    if (phase)
+      return groups_.add_up(begin, end, static_cast<A*>(args_.sums));
+    for (int64_t group = begin; group < end; ++group)
+      add_units(groups_.first(group), groups_.first(group + 1), groups_.sums(group));
+  }
+
+protected:
+  virtual void add_units(int64_t begin, int64_t end, double* sums) const = 0;
+
+  A* statistics(int64_t n) const {
+    return static_cast<A*>(args_.statistics) + n * num_column_statistics;
+  }
+
+  const ColumnSumsArgs args_;
+  const ColumnGroups groups_;
+
+private:
+  const int64_t elements_;
+};
+
+// ---- long rows ---------------------------------------------------------------------------------
+
+// Pieces of a row, and room for the e of all of them, or of one if the row is too long to keep it.
+template <class T> class ColumnPieces {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit ColumnPieces(const ColumnArgs& args)
+      : cut(args.shape.K), kept(args.shape.K <= kept_classes), shape_(args.shape) {}
+
+  int64_t e_size() const { return (kept ? cut.count() : 1) * piece_size<A> + block<A>; }
+  A* e_of(A* e, int64_t piece) const { return kept ? e + cut.start(piece) : e; }
+  T* at(const Rows& rows, int64_t n, int64_t piece) const {
+    return row_of<T>(rows, shape_, n) + cut.start(piece) * rows.cls;
+  }
+  const T* in(const Rows& rows, int64_t n, int64_t piece, T* buffer) const {
+    return gathered(at(rows, n, piece), rows.cls, cut.size(piece), buffer);
+  }
+
+  const Cut<A> cut;
+  const bool kept;
+
+private:
+  const Shape shape_;
+};
+
+// sums += the clamped p, p = e * to_p.
+template <class A> void add_probabilities(const A* e, A to_p, A low, A high, int n, A* sums) {
+  int k = 0;
+  for (; k + lanes<A> <= n; k += lanes<A>)
+    store(sums + k, load(sums + k) + clamped<A>(load(e + k) * to_p, low, high));
+  for (; k < n; ++k)
+    sums[k] += clamped<A>(fill(e[k] * to_p), low, high)[0];
+}
+
+template <class T> class ColumnSumsRows : public ColumnSums<T> {
+  using Base = ColumnSums<T>;
+  using Base::args_;
+
+public:
+  using typename Base::A;
+  ColumnSumsRows(const ColumnSumsArgs& args, int threads)
+      : Base(args, args.shape.rows(), args.shape.K, threads), pieces_(args) {}
+
+private:
+  // Rows that are added up in their own type first: double sums for each would cost twice the time.
+  static constexpr int rows_of_run = 32;
+
+  void add_units(int64_t begin, int64_t end, double* sums) const override {
+    const int64_t K = args_.shape.K, count = pieces_.cut.count();
+    Workspace space(Memory::of_thread(),
+                    Buffers<T>::bytes() + aligned(pieces_.e_size() * sizeof(A)) +
+                        aligned(K * sizeof(A)) + aligned(count * sizeof(Statistics<A>)));
+    Buffers<T> buffers(space);
+    A *const e = space.take<A>(pieces_.e_size()), *const run = space.take<A>(K);
+    Statistics<A>* const found = space.take<Statistics<A>>(count);
+    for (int64_t n = begin; n < end;) {
+      memset(run, 0, K * sizeof(A));
+      for (int i = 0; i < rows_of_run && n < end; ++i, ++n)
+        add_row(n, buffers, e, found, run);
+      for (int64_t k = 0; k < K; ++k)
+        sums[k] += run[k];
+    }
+  }
+
+  void add_row(int64_t n, Buffers<T>& buffers, A* e, Statistics<A>* found, A* sums) const {
+    A* const statistics = this->statistics(n);
+    statistics[0] = statistics[1] = 0;
+    if (!counts(args_, n))
+      return;
+    const Cut<A>& cut = pieces_.cut;
+    for (int64_t c = 0; c < cut.count(); ++c) {
+      const T* z = pieces_.in(args_.logits, n, c, buffers.z);
+      const T* next = args_.logits.cls == 1 ? z + piece_size<A> : nullptr;
+      found[c] = measure(z, cut.size(c), -1, pieces_.e_of(e, c), next);
+    }
+    const Merged<A> all = merged(found, cut.count());
+    statistics[0] = all.max;
+    statistics[1] = Math<V<A>>::log(fill(all.mass))[0];
+    for (int64_t c = 0; c < cut.count(); ++c) {
+      if (!pieces_.kept)
+        exponentials<T>(pieces_.in(args_.logits, n, c, buffers.z), cut.size(c), -1, e, nullptr,
+                        &found[c]);
+      add_probabilities<A>(pieces_.e_of(e, c), exp_of(found[c].max - all.max) / all.mass,
+                           A(args_.low), A(args_.high), cut.size(c), sums + cut.start(c));
+    }
+  }
+
+  const ColumnPieces<T> pieces_;
+};
+
+// The sum of p u. While it computes, it fetches the memory at `next`, which is null or read after
+// this piece.
+template <class T, class A = Accumulator<T>>
+A dot_of_slopes(const A* p, const A* slopes, A low, A high, int n, const T* next) {
+  V<A> sum[unroll] = {};
+  int k = 0;
+  for (; k + block<A> <= n; k += block<A>) {
+    if (next)
+#pragma GCC unroll 8
+      for (int i = 0; i < block<A>; i += 64 / sizeof(T))
+        __builtin_prefetch(next + k + i, 1);
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u) {
+      const V<A> p_u = load(p + k + u * lanes<A>);
+      sum[u] += p_u * slope_at<A>(p_u, load(slopes + k + u * lanes<A>), low, high);
+    }
+  }
+  A total = sum_across<A>(add_up<A>(sum));
+  for (; k < n; ++k)
+    total += p[k] * slope_at<A>(fill(p[k]), fill(slopes[k]), low, high)[0];
+  return total;
+}
+
+// out = scale p (u - dot), plus what is in `before`, which may be null.
+template <class T, class A = Accumulator<T>>
+void column_gradient(const A* p, const A* slopes, const ColumnGradArgs& args, A scale, A dot, int n,
+                     const T* before, const Outlet<T>& out) {
+  const A low = A(args.low), high = A(args.high);
+  int k = 0;
+  for (; k + lanes<A> <= n; k += lanes<A>) {
+    const V<A> p_k = load(p + k), u = slope_at<A>(p_k, load(slopes + k), low, high);
+    V<A> grad = scale * p_k * (u - dot);
+    if (before)
+      grad += load_wide(before + k);
+    store_narrow(out.data + k, grad, out.past_cache);
+  }
+  for (; k < n; ++k) {
+    const A u = slope_at<A>(fill(p[k]), fill(slopes[k]), low, high)[0];
+    out.data[k] = narrow<T>(scale * p[k] * (u - dot) + (before ? widen(before[k]) : A(0)));
+  }
+  out.close(n);
+}
+
+template <class T> class ColumnGradRows : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit ColumnGradRows(const ColumnGradArgs& args) : args_(args), pieces_(args) {}
+
+  int64_t units(int) const override { return args_.shape.rows(); }
+  int64_t elements_of_unit(int) const override { return args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    Workspace space(Memory::of_thread(),
+                    Buffers<T>::bytes() + aligned(pieces_.e_size() * sizeof(A)));
+    Buffers<T> buffers(space);
+    A* const p = space.take<A>(pieces_.e_size());
+    for (int64_t n = begin; n < end; ++n)
+      write_row(n, buffers, p);
+    finish_streaming();
+  }
+
+private:
+  void write_row(int64_t n, Buffers<T>& buffers, A* p) const {
+    if (!counts(args_, n)) {
+      if (!args_.accumulate)
+        zero_out(row_of<T>(args_.grad, args_.shape, n), args_.grad.cls, args_.shape.K);
+      return;
+    }
+    const Cut<A>& cut = pieces_.cut;
+    const A scale = *static_cast<const A*>(args_.scale);
+    const A* const slopes = static_cast<const A*>(args_.slopes);
+    double dot = 0;
+    for (int64_t c = 0; c < cut.count(); ++c) {
+      find_probabilities(n, c, buffers, p);
+      const T* next =
+          args_.accumulate && args_.grad.cls == 1 ? pieces_.at(args_.grad, n, c) : nullptr;
+      dot += dot_of_slopes<T>(pieces_.e_of(p, c), slopes + cut.start(c), A(args_.low),
+                              A(args_.high), cut.size(c), next);
+    }
+    for (int64_t c = 0; c < cut.count(); ++c) {
+      if (!pieces_.kept)
+        find_probabilities(n, c, buffers, p);
+      const T* before = args_.accumulate ? pieces_.in(args_.grad, n, c, buffers.z) : nullptr;
+      column_gradient<T>(
+          pieces_.e_of(p, c), slopes + cut.start(c), args_, scale, A(dot), cut.size(c), before,
+          Outlet<T>(pieces_.at(args_.grad, n, c), args_.grad.cls, buffers.out, args_.past_cache));
+    }
+  }
+
+  void find_probabilities(int64_t n, int64_t piece, Buffers<T>& buffers, A* p) const {
+    const A* s = static_cast<const A*>(args_.statistics) + n * num_column_statistics;
+    const T* z = pieces_.in(args_.logits, n, piece, buffers.z);
+    probabilities(Piece<T>{z, nullptr, pieces_.cut.size(piece), -1, s[0], s[1], A(1)},
+                  pieces_.e_of(p, piece));
+  }
+
+  const ColumnGradArgs args_;
+  const ColumnPieces<T> pieces_;
+};
+
+// ---- tiles -------------------------------------------------------------------------------------
+
+// All bits set for the rows of a tile that count.
+template <class A>
+void open_counts(const ColumnArgs& args, int64_t first, int count, int P, Int<A>* counted) {
+  for (int j = 0; j < P; ++j)
+    counted[j] = j < count && counts(args, first + j) ? -1 : 0;
+}
+
+template <class T> class ColumnSumsTiles : public ColumnSums<T> {
+  using Base = ColumnSums<T>;
+  using Base::args_;
+
+public:
+  using typename Base::A;
+  ColumnSumsTiles(const ColumnSumsArgs& args, int threads)
+      : ColumnSumsTiles(args, Tiles<T>(args.shape), threads) {}
+
+private:
+  ColumnSumsTiles(const ColumnSumsArgs& args, const Tiles<T>& tiles, int threads)
+      : Base(args, tiles.count(), tiles.tile.P * args.shape.K, threads), tiles_(tiles) {}
+
+  void add_units(int64_t begin, int64_t end, double* sums) const override {
+    TileMemory<A> memory(tiles_.tile, 0);
+    for (int64_t unit = begin; unit < end; ++unit)
+      add_tile(tiles_.place(unit), memory.rows, memory.arrays, sums);
+  }
+
+  void add_tile(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays,
+                double* sums) const {
+    const int P = tiles_.tile.P;
+    const int64_t K = args_.shape.K, first = tiles_.first_row(place);
+    open_counts<A>(args_, first, place.count, P, rows.counted);
+    for (int j = 0; j < P; ++j) {
+      rows.m[j] = lowest<A>;
+      rows.mass[j] = 0;
+    }
+    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
+      tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
+      measure_classes(rows, arrays, tiles_.classes_from(k));
+    }
+    for (int j = 0; j < P; j += lanes<A>) {
+      store(rows.log_s + j, Math<V<A>>::log(load(rows.mass + j)));
+      store(rows.to_p + j, tiles_.at_once() ? A(1) / load(rows.mass + j) : fill(A(1)));
+    }
+    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
+      const int classes = tiles_.classes_from(k);
+      if (!tiles_.at_once()) {
+        tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
+        tile_probabilities<A>({arrays.z, nullptr, classes, P, rows.m, rows.log_s, nullptr},
+                              arrays.e);
+      }
+      add_classes(rows, arrays.e, classes, sums + k);
+    }
+    for (int j = 0; j < place.count; ++j) {
+      A* const statistics = this->statistics(first + j);
+      statistics[0] = rows.counted[j] ? rows.m[j] : A(0);
+      statistics[1] = rows.counted[j] ? rows.log_s[j] : A(0);
+    }
+  }
+
+  // Maximum and mass so far, and e relative to that maximum.
+  void measure_classes(TileRows<A>& rows, TileArrays<A>& arrays, int K) const {
+    const int P = tiles_.tile.P;
+    for (int j = 0; j < P; j += lanes<A>) {
+      const V<A> before = load(rows.m + j);
+      V<A> top = before, mass = {};
+      for (int64_t i = j, k = 0; k < K; ++k, i += P)
+        top = max<A>(load(arrays.z + i), top);
+      int64_t i = j;
+      for (int run = 0; run < K; run += tile_run) {
+        V<A> mass_of_run = {};
+        for (int k = run; k < K && k < run + tile_run; ++k, i += P) {
+          const V<A> e = exp_nonpositive<A>(load(arrays.z + i) - top);
+          store(arrays.e + i, e);
+          mass_of_run += e;
+        }
+        mass += mass_of_run;
+      }
+      store(rows.m + j, top);
+      store(rows.mass + j, load(rows.mass + j) * exp_nonpositive<A>(before - top) + mass);
+    }
+  }
+
+  // p = e * to_p, of the rows that count.
+  void add_classes(const TileRows<A>& rows, const A* e, int K, double* sums) const {
+    const int P = tiles_.tile.P;
+    const A low = A(args_.low), high = A(args_.high);
+    for (int64_t k = 0; k < K; ++k, e += P) {
+      V<A> sum = {};
+      for (int j = 0; j < P; j += lanes<A>) {
+        const V<A> p = clamped<A>(load(e + j) * load(rows.to_p + j), low, high);
+        sum += load_ints<A>(rows.counted + j) ? p : fill(A(0));
+      }
+      sums[k] += sum_across<A>(sum);
+    }
+  }
+
+  const Tiles<T> tiles_;
+};
+
+template <class T> class ColumnGradTiles : public Job {
+public:
+  using A = typename AccumulatorOf<T>::A;
+  explicit ColumnGradTiles(const ColumnGradArgs& args) : args_(args), tiles_(args.shape) {}
+
+  int64_t units(int) const override { return tiles_.count(); }
+  int64_t elements_of_unit(int) const override { return tiles_.tile.P * args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    TileMemory<A> memory(tiles_.tile, 0);
+    for (int64_t unit = begin; unit < end; ++unit)
+      write_tile(tiles_.place(unit), memory.rows, memory.arrays);
+    finish_streaming();
+  }
+
+private:
+  void write_tile(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays) const {
+    const int64_t K = args_.shape.K;
+    open(place, rows);
+    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
+      find_probabilities(place, rows, arrays, k);
+      add_dots(rows, arrays.e, k);
+    }
+    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
+      if (!tiles_.at_once())
+        find_probabilities(place, rows, arrays, k);
+      if (args_.accumulate)
+        tiles_.in(args_.grad, place, k, arrays.spare, arrays.z);
+      make_gradient(rows, arrays, k);
+      tiles_.out(arrays.out, args_.grad, place, k, arrays.spare, args_.past_cache);
+    }
+  }
+
+  void open(const TilePlace& place, TileRows<A>& rows) const {
+    const int P = tiles_.tile.P;
+    const int64_t first = tiles_.first_row(place);
+    const A* s = static_cast<const A*>(args_.statistics) + first * num_column_statistics;
+    open_counts<A>(args_, first, place.count, P, rows.counted);
+    for (int j = 0; j < P; ++j) {
+      const bool there = j < place.count;
+      rows.m[j] = there ? s[j * num_column_statistics] : A(0);
+      rows.log_s[j] = there ? s[j * num_column_statistics + 1] : A(0);
+      rows.total[j] = 0; // sum of u p
+    }
+  }
+
+  void find_probabilities(const TilePlace& place, const TileRows<A>& rows, TileArrays<A>& arrays,
+                          int64_t k) const {
+    tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
+    tile_probabilities<A>(
+        {arrays.z, nullptr, tiles_.classes_from(k), tiles_.tile.P, rows.m, rows.log_s, nullptr},
+        arrays.e);
+  }
+
+  V<A> slope(V<A> p, int64_t k) const {
+    const A* slopes = static_cast<const A*>(args_.slopes);
+    return slope_at<A>(p, fill(slopes[k]), A(args_.low), A(args_.high));
+  }
+
+  void add_dots(TileRows<A>& rows, const A* p, int64_t first) const {
+    const int P = tiles_.tile.P, K = tiles_.classes_from(first);
+    for (int j = 0; j < P; j += lanes<A>) {
+      V<A> dot = load(rows.total + j);
+      for (int run = 0; run < K; run += tile_run) {
+        V<A> dot_of_run = {};
+        for (int k = run; k < K && k < run + tile_run; ++k) {
+          const V<A> p_k = load(p + int64_t(k) * P + j);
+          dot_of_run += p_k * slope(p_k, first + k);
+        }
+        dot += dot_of_run;
+      }
+      store(rows.total + j, dot);
+    }
+  }
+
+  // What was in the gradient is in z.
+  void make_gradient(const TileRows<A>& rows, TileArrays<A>& arrays, int64_t first) const {
+    const int P = tiles_.tile.P, K = tiles_.classes_from(first);
+    const A scale = *static_cast<const A*>(args_.scale);
+    int64_t i = 0;
+    for (int k = 0; k < K; ++k)
+      for (int j = 0; j < P; j += lanes<A>, i += lanes<A>) {
+        const V<A> p = load(arrays.e + i);
+        const V<A> made = scale * p * (slope(p, first + k) - load(rows.total + j));
+        const V<A> before = args_.accumulate ? load(arrays.z + i) : fill(A(0));
+        store(arrays.out + i, before + (load_ints<A>(rows.counted + j) ? made : fill(A(0))));
+      }
+  }
+
+  const ColumnGradArgs args_;
+  const Tiles<T> tiles_;
+};
+
+} // namespace anl::cpu
