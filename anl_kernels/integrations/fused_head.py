@@ -1,0 +1,194 @@
+"""A causal LM of transformers whose head is fused with its loss: hooks on the model and its head.
+
+The model's own forward runs. Its head, when labels are there, keeps the hidden states and returns a
+stand-in for logits, and the model's loss function computes the loss of what the head has kept.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anl_kernels.integrations.items import ItemLoss, LogitsLoss, next_labels
+from anl_kernels.integrations.logit_law import LogitLaw, law_of, probes_like
+from anl_kernels.linear.module import LinearRobustLoss
+from anl_kernels.options import LossOptions
+from anl_kernels.terms import Term, Terms
+
+try:
+    from transformers import PreTrainedModel
+    from transformers.loss.loss_utils import ForCausalLMLoss
+except ImportError as error:
+    raise ImportError(
+        f"patch_model needs transformers: pip install anl-kernels[transformers] ({error})"
+    ) from error
+
+
+class FusedHead:
+    """What a patched model has as its ``loss_function``; making it changes the model.
+
+    It is no ``nn.Module``, or it would become one of the model's. Copies of the model have their
+    own, whose head is the copy's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        terms: Term | Terms,
+        fuse_in_eval: bool,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.name = _checked_name(model)
+        if "logit_softcap" in options:
+            raise TypeError("logit_softcap is no option here: the model's own is used")
+        self.head = model.get_output_embeddings()
+        try:
+            self.loss = ItemLoss(partial(LinearRobustLoss, self.head, terms), options)
+        except TypeError as error:
+            raise TypeError(f"{self.name} cannot be patched: {error}") from error
+        shared = {k: v for k, v in options.items() if k in LossOptions.__annotations__}
+        self.of_logits = LogitsLoss(terms, shift=True, options=shared)
+        self.fuse_in_eval = fuse_in_eval
+        self.law: LogitLaw | None = None
+        self.active = False
+        self.hidden: Tensor | None = None
+        parameters = inspect.signature(type(model).forward).parameters
+        self.place_of_labels = list(parameters).index("labels") - 1  # self is no argument
+        self.handles = [
+            model.register_forward_pre_hook(self.before_model, with_kwargs=True),
+            model.register_forward_hook(self.after_model, with_kwargs=True, always_call=True),
+            self.head.register_forward_pre_hook(self.before_head),
+            self.head.register_forward_hook(self.after_head),
+        ]
+        model.loss_function = self
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> FusedHead:
+        """The one of a patched model; raise ValueError if it is not patched."""
+        found = getattr(model, "loss_function", None)
+        if not isinstance(found, FusedHead):
+            raise ValueError(f"model must be patched, got one whose loss_function is {found!r}")
+        return found
+
+    def remove(self, model: PreTrainedModel) -> None:
+        """Take everything off the model again."""
+        for handle in self.handles:
+            handle.remove()
+        del model._loss_function
+
+    def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Whether this forward has labels."""
+        if getattr(model, "_is_replica", False):
+            raise RuntimeError(
+                "a patched model cannot be run by nn.DataParallel, whose threads share it; start "
+                "one process for each GPU (torchrun, accelerate launch), or show it one GPU only"
+            )
+        place = self.place_of_labels
+        labels = args[place] if place < len(args) else kwargs.get("labels")
+        self.hidden = None
+        self.active = labels is not None and (model.training or self.fuse_in_eval)
+        if self.active and not model.training:
+            _tell_that_there_are_no_logits()
+
+    def before_head(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        """Keep the hidden states, and give the head nothing to do."""
+        if not self.active:
+            return None
+        if self.hidden is not None:
+            raise RuntimeError(f"{self.name} calls its head more than once: it cannot be patched")
+        self.hidden = args[0]
+        return (args[0][:0],)
+
+    def after_head(self, head: nn.Module, args: Any, logits: Tensor) -> Tensor | None:
+        """In the place of logits nothing, or probes for what the model does to them."""
+        if not self.active:
+            return None
+        return logits.new_empty((1, 0, 1)) if self.law else probes_like(logits)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        *_: Any,
+        num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
+        **__: Any,
+    ) -> Tensor:
+        """The loss of the hidden states that the head was given, or of logits if there are any."""
+        if not self.active:
+            return self.of_logits(logits, labels, num_items_in_batch, shift_labels)
+        hidden = self.hidden
+        if hidden is None:
+            raise RuntimeError(
+                f"the head of {self.name} was not called: was it replaced (new embeddings, LoRA) "
+                f"after patch_model? Call unpatch_model before that, and patch_model after it"
+            )
+        law = self.law or self._learn(logits)
+        if shift_labels is None:
+            assert labels is not None  # or this forward would not be active
+            shift_labels = next_labels(labels, self.loss.ignore_index)
+        if shift_labels.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"labels must have shape {tuple(hidden.shape[:-1])}, one for each hidden state, "
+                f"got {tuple(shift_labels.shape)}; pass no logits_to_keep with labels"
+            )
+        rows = hidden.reshape(-1, hidden.shape[-1]).to(self.head.weight.device)
+        target = shift_labels.to(rows.device).reshape(-1)
+        return self.loss(rows if law.scale == 1 else rows * law.scale, target, num_items_in_batch)
+
+    def after_model(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Take the stand-in for logits out of the output."""
+        active, self.active, self.hidden = self.active, False, None
+        if not active or output is None:  # as after an exception
+            return None
+        if isinstance(output, tuple):
+            return output[:1] + output[2:]
+        return type(output)(**{**output, "logits": None})
+
+    @torch.compiler.disable
+    def _learn(self, probed: Tensor) -> LogitLaw:
+        """What the model does to its logits, for this forward and those to come."""
+        losses = self.loss.mean, self.loss.total
+        num_classes = losses[0].options.get("num_classes") or self.head.out_features
+        law = law_of(probed, self.name, num_classes)
+        if law.scale != 1 and self.head.bias is not None:
+            raise ValueError(
+                f"{self.name} multiplies its logits by {law.scale} after a bias, which patch_model "
+                f"does not know; use compute_loss_func or loss_function"
+            )
+        for criterion in losses:
+            criterion.options["logit_softcap"] = law.softcap
+        self.law = law
+        return law
+
+
+def _checked_name(model: PreTrainedModel) -> str:
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model must be a PreTrainedModel of transformers, got {name}; patch the model before "
+            f"it is wrapped or compiled (of a PeftModel: model.get_base_model())"
+        )
+    if isinstance(model.loss_function, FusedHead):
+        raise ValueError(f"model must not be patched already, got a patched {name}; unpatch_model")
+    called = inspect.unwrap(type(model).forward).__code__.co_names
+    if "loss_function" not in called or model.loss_function is not ForCausalLMLoss:
+        raise TypeError(
+            f"{name} cannot be patched: its forward does not compute the loss of a causal language "
+            f"model by model.loss_function, as those of transformers do"
+        )
+    return name
+
+
+@cache
+def _tell_that_there_are_no_logits() -> None:
+    logging.getLogger(__name__).warning(
+        "a patched model was given labels in evaluation and returns logits=None; a call without "
+        "labels has logits, and so has patch_model(..., fuse_in_eval=False)"
+    )

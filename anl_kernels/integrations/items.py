@@ -1,0 +1,98 @@
+"""Losses of batches that come in parts: each part's sum over the number of items of all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.losses import Criterion, RobustLoss
+from anl_kernels.terms import Term, Terms
+
+
+class ItemLoss:
+    """A criterion's mean, or its sum over a number of items that the caller counted.
+
+    Args:
+        make: gives the criterion for a ``reduction`` and other keywords.
+        options: those keywords; not ``reduction`` and ``return_aux``.
+
+    Raises:
+        TypeError: an option is one that the caller decides on, or unknown.
+    """
+
+    def __init__(self, make: Callable[..., Criterion], options: Mapping[str, Any]) -> None:
+        for name in ("reduction", "return_aux"):
+            if name in options:
+                raise TypeError(
+                    f"{name} is no option here: the loss is one number, the sum over the tokens "
+                    f"divided by num_items_in_batch, or the mean where that is not given"
+                )
+        self.mean = make(reduction="mean", **options)
+        self.total = make(reduction="sum", **options)
+        self.ignore_index: int = options.get("ignore_index", -100)
+
+    def __call__(self, rows: Tensor, target: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """The loss of rows, logits or hidden states (N, ...), with labels (N,)."""
+        if num_items is None:
+            return self.mean(rows, target)
+        return self.total(rows, target, _share(num_items, rows).expand(target.shape))
+
+
+class LogitsLoss:
+    """The loss of logits (..., K) and labels (...), those of the next position if ``shift``."""
+
+    def __init__(self, terms: Term | Terms, shift: bool, options: Mapping[str, Any]) -> None:
+        self.loss = ItemLoss(partial(RobustLoss, terms), options)
+        self.shift = shift
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        num_items: Tensor | int | None = None,
+        shifted: Tensor | None = None,
+    ) -> Tensor:
+        """The loss; ``shifted`` are labels that have moved already."""
+        target = self._target(logits, labels) if shifted is None else shifted
+        target = target.to(logits.device)
+        return self.loss(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), num_items)
+
+    def _target(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise TypeError("labels must be a tensor of class indices, got None")
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"labels must have shape {tuple(logits.shape[:-1])} for logits of shape "
+                f"{tuple(logits.shape)} (classes last), got {tuple(labels.shape)}"
+            )
+        if not self.shift:
+            return labels
+        if labels.dim() < 2:
+            raise ValueError(
+                f"labels must have shape (batch, positions) with shift=True, which is for causal "
+                f"language models, got {tuple(labels.shape)}; pass shift=False for a classifier"
+            )
+        return next_labels(labels, self.loss.ignore_index)
+
+
+def next_labels(labels: Tensor, ignore_index: int) -> Tensor:
+    """The label of the next position at each, ``ignore_index`` at the last: the logits stay whole.
+
+    Shape (..., L) as the labels.
+    """
+    return F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+
+
+def _share(num_items: Tensor | int, rows: Tensor) -> Tensor:
+    """What one item counts. As a factor of rows it costs no further pass over the gradient."""
+    dtype = accumulator_dtype(rows.dtype)
+    if not isinstance(num_items, Tensor):
+        return torch.full((), 1 / (num_items or 1), dtype=dtype, device=rows.device)
+    # DataParallel hands each replica one number in a dimension of its own.
+    return num_items.reshape(()).to(rows.device, dtype).reciprocal()

@@ -1,0 +1,109 @@
+"""The Trainer of transformers with the losses: accumulated gradients and evaluation."""
+
+import numpy as np
+import pytest
+import torch
+
+import anl_kernels as ak
+from anl_kernels.integrations.transformers import compute_loss_func, loss_function, patch_model
+
+pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+from tests.integrations.models import tiny, tokens  # noqa: E402
+
+TERMS = ak.GCE(0.7) + 0.1 * ak.CE()
+STEPS, RATE, ROWS = 3, 3.0, 6
+
+
+def batch():
+    """(input_ids, labels); the first labels, which nothing predicts, old Trainers count as well."""
+    ids, labels = tokens(ROWS)
+    labels[:, 0] = -100
+    return ids, labels
+
+
+def trainer_of(model, directory, **others):
+    """Every step accumulates the gradients of three batches, which are all the examples."""
+    args = transformers.TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        max_steps=STEPS,
+        learning_rate=RATE,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    ids, labels = batch()
+    examples = [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
+    return transformers.Trainer(
+        model, args, train_dataset=examples, eval_dataset=examples, **others
+    )
+
+
+def with_logits(directory):
+    return trainer_of(tiny(), directory, compute_loss_func=compute_loss_func(TERMS, inplace=True))
+
+
+def with_function(directory):
+    model = tiny()
+    model.loss_function = loss_function(TERMS)
+    return trainer_of(model, directory)
+
+
+def with_fused_head(directory):
+    return trainer_of(patch_model(tiny(), TERMS), directory)
+
+
+def loss_of(model):
+    """The loss of all examples at once, without a Trainer."""
+    ids, labels = batch()
+    logits = model(input_ids=ids).logits[:, :-1]
+    return ak.robust_loss(logits.flatten(0, 1), labels[:, 1:].flatten(), TERMS)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """(losses, parameters) of the same steps on one big batch."""
+    model, losses = tiny(), []
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
+    for _ in range(STEPS):
+        loss = loss_of(model)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # the Trainer's default
+        optimiser.step()
+        losses.append(loss.item())
+    return losses, dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("make", [with_logits, with_function, with_fused_head])
+def test_accumulated_steps_are_those_of_one_batch(make, by_hand, tmp_path):
+    trainer = make(tmp_path)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    np.testing.assert_allclose(losses, by_hand[0], rtol=1e-4)  # old Trainers log four digits
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter, by_hand[1][name], rtol=1e-9, atol=1e-11)
+
+
+def test_evaluation(tmp_path):
+    keeping = patch_model(tiny(), TERMS, fuse_in_eval=False)
+    shapes = []
+
+    def metrics(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {}
+
+    with_metrics = trainer_of(keeping, tmp_path, compute_metrics=metrics).evaluate()
+    without = trainer_of(patch_model(tiny(), TERMS), tmp_path).evaluate()
+    wanted = loss_of(tiny()).item()
+    assert shapes == [(ROWS, 9, 37)]
+    assert without["eval_loss"] == pytest.approx(wanted, rel=1e-6)
+    assert with_metrics["eval_loss"] == pytest.approx(wanted, rel=1e-6)
