@@ -1,0 +1,1 @@
+"""Parts of the image classification study; ``examples/images.py`` is the command line."""
