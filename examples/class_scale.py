@@ -1,0 +1,99 @@
+"""Which losses train with very many classes: three studies, each with its own JSON file.
+
+``scale``: losses over K = 10 to 50,000 classes with several optimisers. ``min_prob``: NNCE's clamp.
+``recipe``: which loss is best at 3000 and 10,000 classes with noisy labels, over seeds. What a file
+holds is not run again, so a stopped program goes on where it was; ``README.md`` and the plots are
+made from the files, by ``--render`` alone too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from class_scale_study import report
+from class_scale_study.gradients import gradient_record
+from class_scale_study.plans import STUDIES
+from class_scale_study.records import Study
+from class_scale_study.train import Run, train
+from common import ROOT
+
+RESULTS = ROOT / "examples" / "results" / "class_scale"
+PARTS = [part for parts in STUDIES.values() for part in parts]
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Train with very many classes: scale, min_prob, recipes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("parts", nargs="*", default=PARTS, help=f"parts of the studies: {', '.join(PARTS)}")
+    add("--out", type=Path, default=RESULTS, help="directory of JSON files, tables and plots")
+    add("--limit", type=float, default=3600.0, help="begin no run after so many seconds")
+    add("--render", action="store_true", help="only make README.md and the plots anew")
+    add("--quick", action="store_true", help="a few seconds; its figures mean nothing")
+    arguments = parser.parse_args(argv)
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"parts must be some of {', '.join(PARTS)}, got {part!r}")
+    return arguments
+
+
+def quick(run: Run) -> Run:
+    """A run with the same choices and next to no data."""
+    sizes = {"steps": 6, "batch": 32, "train_windows": 400, "held_out_windows": 100}
+    return replace(run, source="stdlib", num_classes=50, max_files=12, evaluations=2, **sizes)
+
+
+def studies(arguments: argparse.Namespace) -> Iterator[tuple[Study, list[Run]]]:
+    """Each part's study and the runs that it lacks; a later part may need an earlier one's."""
+    for name, parts in STUDIES.items():
+        study = Study(arguments.out / f"{name}.json")
+        for part, plan in parts.items():
+            if part in arguments.parts:
+                runs = plan(study.runs)
+                if arguments.quick:
+                    runs = [quick(run) for run in runs[:: max(1, len(runs) // 3)]]
+                yield study, [run for run in runs if not study.has(run)]
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Run what is missing, one line each."""
+    began = time.perf_counter()
+    for study, runs in studies(arguments):
+        if study.path.stem == "scale" and "gradients" not in study.record:
+            study.record["gradients"] = gradient_record()
+            study.write()
+        for number, run in enumerate(runs, start=1):
+            if time.perf_counter() - began > arguments.limit:
+                print(f"{study.path.stem}: {len(runs) - number + 1} runs left", flush=True)
+                break
+            result = train(run)
+            study.add(run, result)
+            top1 = f"{100 * result['top1'][-1]:.2f} %" if result["top1"] else "none"
+            print(
+                f"{study.path.stem} {number}/{len(runs)}: K {run.num_classes}, {run.loss}, "
+                f"{run.optimiser} {run.learning_rate:g}, clip {run.clip}, noise {run.noise}, "
+                f"min_prob {run.min_prob:g}, seed {run.seed}: top-1 {top1}, "
+                f"{result['seconds']:.1f} s",
+                flush=True,
+            )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run, then write tables and plots."""
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(1)  # so that a run gives the same figures wherever it is repeated
+    if not arguments.render:
+        run_all(arguments)
+    report.write(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

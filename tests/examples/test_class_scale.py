@@ -1,0 +1,263 @@
+"""The study of many classes: its quick form, its data, and the pages made of what is committed."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import anl_kernels as ak
+from tests.examples.running import ROOT, run_example
+
+pytest.importorskip("matplotlib")
+
+RESULTS = ROOT / "examples" / "results" / "class_scale"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """The modules of the example."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import class_scale_study.corpus
+    import class_scale_study.gradients
+    import class_scale_study.losses
+    import class_scale_study.plans
+    import class_scale_study.report
+    import class_scale_study.selection
+    import class_scale_study.train
+
+    return class_scale_study
+
+
+def test_quick_run_after_which_nothing_is_left_to_run(study, tmp_path):
+    first = run_example("class_scale.py", "--quick", "--out", tmp_path)
+    assert "top-1" in first.stdout
+    for name in ("scale", "min_prob", "recipe"):
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert all(run["run"]["num_classes"] == 50 for run in record["runs"])
+        assert all(run["steps"] == [3, 6] for run in record["runs"])
+    for plot in ("scale.png", "recipe.png"):
+        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "README.md").read_text()
+    assert "| *always the same answer* |" in page
+
+    import class_scale
+
+    again = class_scale.parse_arguments(["--quick", "--out", str(tmp_path)])
+    assert [left for _, left in class_scale.studies(again)] == [[]] * len(class_scale.PARTS)
+
+
+def test_the_page_is_what_the_json_renders_to(study):
+    committed = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert committed == study.report.page(study.report.load(RESULTS))
+
+
+@pytest.fixture
+def top1(study):
+    """The last accuracy of a committed run of the study of scale, in per cent, as it is printed."""
+    runs = study.report.load(RESULTS)["scale"]["runs"]
+
+    def found(optimiser, loss, K, noise=0.0):
+        asked = study.selection.having(runs, loss=loss, num_classes=K, noise=noise)
+        (record,) = study.selection.optimised_by(asked, optimiser)
+        return round(100 * study.selection.last(record), 1)
+
+    return found
+
+
+def test_the_document_says_what_was_measured_of_scale(study, top1):
+    """docs/many_classes.md."""
+    runs = study.report.load(RESULTS)["scale"]["runs"]
+    for run in runs:
+        K, noise = run["run"]["num_classes"], run["run"]["noise"]
+        if run["run"]["optimiser"] == "adamw" and K <= 10_000:
+            assert study.selection.trained(run)
+        if noise == 0 and run["run"]["loss"] == "CE":
+            alike = [r for r in runs if other_losses(r) == other_losses(run)]
+            assert max(alike, key=study.selection.last) is run
+        if run["run"]["loss"] in ("ANL(5,5)", "NCE+MAE(50,1)", "GCE(0.7)") and 1000 <= K <= 10_000:
+            assert study.selection.trained(run) == (run["run"]["optimiser"] == "adamw")
+    plain, adamw, eps = study.plans.PLAIN, study.plans.ADAMW, study.plans.ADAMW_EPS
+    large = (1000, 10_000, 50_000)
+    assert [top1(plain, "NCE+MAE(1,1) auto", K) for K in large[:2]] == [11.3, 7.8]
+    assert [top1(plain, "K log K NCE + MAE", K) for K in large] == [18.8, 16.9, 13.7]
+    assert [top1(plain, "CE", K) for K in large] == [28.7, 22.9, 18.9]
+    assert [top1(o, "ANL(5,5)", 50_000) for o in (adamw, eps)] == [6.4, 7.8]
+    assert [top1(adamw, loss, 50_000) for loss in ("ANL(5,5) auto", "CE")] == [7.6, 17.0]
+    assert [top1(adamw, loss, 1000, 0.4) for loss in ("CE", "GCE(0.7)")] == [23.8, 22.8]
+    assert top1(study.plans.CLIPPED, "ANL(5,5) auto", 10_000) == 8.8
+    assert top1(study.plans.CLIPPED, "K^0.7 GCE(0.7)", 10_000) == 10.4
+    (thrown,) = study.selection.optimised_by(
+        study.selection.having(runs, loss="ANL(5,5) auto", num_classes=10_000), plain
+    )
+    assert round(thrown["largest_gradient"]) == 4285
+    assert thrown["top1"][-1] == thrown["constant"]
+
+
+def other_losses(record):
+    """What two runs have alike if they differ in the loss alone."""
+    return {k: v for k, v in record["run"].items() if k != "loss"}
+
+
+def test_the_document_says_what_was_measured_of_auto_under_adamw(study, top1):
+    for optimiser in (study.plans.ADAMW, study.plans.ADAMW_CLIPPED):
+        for K in (10, 100, 1000):
+            plain, auto = (top1(optimiser, f"ANL(5,5){end}", K) for end in ("", " auto"))
+            assert round(abs(plain - auto), 1) <= 2.2
+
+
+def test_the_document_says_what_was_measured_of_min_prob(study):
+    runs = study.report.load(RESULTS)["min_prob"]["runs"]
+    runs = study.selection.having(runs, num_classes=1000, optimiser="adamw")
+    by_loss = {
+        loss: {r["run"]["min_prob"]: round(100 * study.selection.last(r), 1) for r in found}
+        for loss in ("NNCE auto", "ANL(5,5) auto")
+        for found in [study.selection.having(runs, loss=loss)]
+    }
+    highest = [found.pop(1e-4) for found in by_loss.values()]
+    assert highest == [16.1, 17.2]
+    rest = [top1 for found in by_loss.values() for top1 in found.values()]
+    assert (min(rest), max(rest)) == (10.3, 14.2)
+    everything = study.report.load(RESULTS)["min_prob"]["runs"]
+    large = study.selection.having(everything, num_classes=10_000)
+    assert [round(100 * study.selection.last(r), 1) for r in large] == [12.9, 10.5, 8.8]
+    assert sum(run["clamped"]["labels"] < 0.5 for run in everything) == 1
+
+
+def test_the_document_says_what_was_measured_of_recipes(study):
+    """Its table is the committed one, shortened, and its sentences follow from it."""
+    panels = study.report.recipe_panels(study.report.load(RESULTS)["recipe"])
+    (found,) = (
+        s for title, s in panels.items() if title.startswith("K = 3,000, 40%") and len(s) > 5
+    )
+    rows = {(s.loss, s.rate): s for s in found}
+    text = (ROOT / "docs" / "many_classes.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| .* \| ([0-9.]+) \| ([+-][^|]*?)? *\|$", text, re.MULTILINE)
+    in_order = ["GCE(0.5)", "GCE(0.3)", "0.1 CE + MAE", "K/15 NCE + GCE", "K/3 NCE + GCE"]
+    in_order += ["GCE(0.7)", "NCE+MAE(1,1) auto", "CE"]
+    summaries = [rows[loss, 1.5e-3] for loss in in_order]
+    differences = [
+        "" if s.difference is None else f"{s.difference:+.2f} ± {s.error:.2f}" for s in summaries
+    ]
+    assert told == [(f"{s.last:.1f}", d) for s, d in zip(summaries, differences, strict=True)]
+    assert all(s.seeds == 5 for s in summaries)
+    assert round(rows["CE", 1.5e-3].best, 1) == round(rows["GCE(0.7)", 1.5e-3].last, 1) == 26.3
+    assert round(rows["CE", 1.5e-3].fitted) == 28
+    runs = study.report.load(RESULTS)["recipe"]["runs"]
+    noisier = study.selection.summaries(study.selection.having(runs, num_classes=10_000))
+    assert all(s.seeds == 3 for s in noisier)
+    found = {s.loss: f"{s.last:.2f}" for s in noisier}
+    told = {"GCE(0.7)": "24.41", "K/15 NCE + GCE": "24.26", "GCE(0.5)": "24.22", "CE": "16.98"}
+    assert found == told
+    (longer,) = (s for title, s in panels.items() if "1400 steps" in title)
+    assert {s.loss: f"{s.last:.1f}" for s in longer} == {
+        "GCE(0.7)": "33.0",
+        "ANL(5,5) auto": "24.8",
+    }
+
+
+def made_up_tokens(study):
+    """Four files of falling numbers of distinct tokens."""
+    rng = np.random.default_rng(0)
+    texts = [rng.zipf(1.5, 4000) % 300 for _ in range(20)]
+    file = np.repeat(np.arange(20, dtype=np.int32), 4000)
+    return study.corpus.Tokens(np.concatenate(texts).astype(np.int32), file, 20, 300)
+
+
+def test_noise_is_exact_and_in_training_alone(study):
+    tokens = made_up_tokens(study)
+    clean = study.corpus.split(tokens, 50, 0.0, 3, 1000, 200)
+    noisy = study.corpus.split(tokens, 50, 0.4, 3, 1000, 200)
+    assert (noisy.train.given != noisy.train.clean).sum() == 400
+    assert torch.equal(noisy.train.clean, clean.train.clean)
+    assert torch.equal(clean.train.given, clean.train.clean)
+    for part in (noisy.choice, noisy.test, noisy.train):
+        assert part.context.shape == (len(part), 4)
+        assert 0 < part.clean.min() < part.clean.max() < 50
+    assert torch.equal(noisy.test.given, noisy.test.clean)
+    wrong = noisy.train.given[noisy.train.given != noisy.train.clean]
+    assert len(wrong.unique()) > 40  # of any class
+    with pytest.raises(SystemExit, match="choose a wider source"):
+        study.corpus.split(tokens, 400, 0.0, 3, 1000, 200)
+
+
+def test_windows_lie_within_one_file(study):
+    ids = np.repeat(np.arange(30, dtype=np.int32), 50)  # each file is one token, many times
+    tokens = study.corpus.Tokens(ids, ids.copy(), 30, 30)
+    train = study.corpus.split(tokens, 20, 0.0, 0, 5000, 100).train
+    assert (train.context == train.clean[:, None]).all()
+
+
+def test_every_loss_of_a_plan_can_be_made(study):
+    plans = [plan for parts in study.plans.STUDIES.values() for plan in parts.values()]
+    z, y = torch.zeros(2, 10), torch.tensor([0, 3])
+    for loss in {run.loss for plan in plans for run in plan([])}:
+        terms, scale = study.losses.loss_of(loss, 10, 1e-7)
+        assert ak.robust_loss(z, y, terms, class_scale=scale).isfinite()
+
+
+def test_a_run_notes_what_it_did(study):
+    run = study.plans.scale_run(1000, "ANL(5,5) auto", study.plans.CLIPPED)
+    import class_scale
+
+    result = study.train.train(class_scale.quick(run))
+    assert result["steps"] == [3, 6]
+    assert result["diverged_at"] is None
+    assert 0 < result["start_gradient"] <= result["largest_gradient"]
+    assert result["start_logits_gradient"] == pytest.approx(0.27, abs=0.05)
+
+
+def test_gradients_that_diverge_end_the_run(study, monkeypatch):
+    import class_scale
+
+    run = class_scale.quick(study.plans.scale_run(10, "CE", study.plans.PLAIN))
+    norms = iter([1.0, 3.0, float("nan")])
+    monkeypatch.setattr(study.train, "clip_gradient", lambda model, clip: next(norms))
+    result = study.train.train(run)
+    assert result["diverged_at"] == 3
+    assert result["largest_gradient"] == 3.0
+    assert result["top1"] == []
+
+
+def records_of(study, loss, top1s, **changes):
+    run = vars(study.plans.recipe_run(3000, 0.4)) | {"loss": loss} | changes
+    return [
+        {"run": run | {"seed": seed}, "top1": [0.5, top1], "wrong_fitted": 0.1, "constant": 0.1}
+        for seed, top1 in enumerate(top1s)
+    ]
+
+
+def test_differences_are_paired(study):
+    records = records_of(study, "GCE(0.7)", [0.20, 0.30, 0.40])
+    records += records_of(study, "CE", [0.10, 0.18, 0.29]) + records_of(study, "DFT", [0.3] * 3)
+    found = {s.loss: s for s in study.selection.summaries(records)}
+    assert found["CE"].difference == pytest.approx(-11)
+    assert found["CE"].error == pytest.approx(1 / 3**0.5)
+    assert found["CE"].differs
+    assert not found["DFT"].differs
+    assert found["GCE(0.7)"].deviation == pytest.approx(10)
+    assert found["CE"].best == pytest.approx(50)
+    assert study.report.verdict(list(found.values())).endswith("not to be told apart: DFT.")
+
+
+def test_the_best_rate_is_chosen_on_other_windows(study):
+    chosen = {"held_out": "choice"}
+    records = records_of(study, "CE", [0.2], learning_rate=1e-3, **chosen)
+    records += records_of(study, "CE", [0.3], learning_rate=2e-3, **chosen)
+    records += records_of(study, "CE", [0.9], learning_rate=3e-3)
+    assert study.plans.chosen_rates(records) == {"CE": 2e-3}
+
+
+@pytest.mark.parametrize("name", ["CE", "NCE", "NNCE", "GCE(0.7)", "MAE", "DFT"])
+def test_measured_norms_are_the_derived_ones(study, name):
+    for K in (10, 2000):
+        measured = study.gradients.at_uniform(study.gradients.NAMED[name], K)
+        assert measured == pytest.approx(study.gradients.expected_at_uniform(name, K), rel=1e-10)
+
+
+@pytest.mark.parametrize("K", [10, 2000])
+def test_the_largest_norm_of_nnce_is_the_derived_one(study, K):
+    largest = study.gradients.largest(ak.NNCE(min_prob=1e-7), K)
+    derived = (K * (K - 1)) ** 0.5 / -np.log(1e-7) * (1 - largest["rest"])
+    assert largest["norm"] == pytest.approx(derived, rel=1e-3)
