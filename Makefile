@@ -33,6 +33,10 @@ help: ## print this list (default)
 demo: $(call ready,demo) ## run the demo (DEMO_ARGS="...")
 	$(RUN) examples/next_token.py $(DEMO_ARGS)
 
+.PHONY: examples
+examples: $(call ready,examples) ## install what the examples need; then $(VENV)/bin/python examples/...
+	@echo "Now: $(RUN) examples/images.py --help"
+
 .PHONY: test
 test: $(call ready,test) ## run the tests (PYTEST_ARGS="...")
 	@echo "Running the tests ..."
@@ -126,6 +130,11 @@ gpu-sanitize: $(GPU_READY)
 gpu-bench: $(GPU_READY)
 	@$(GPU_TIMED) $(RUN) -m benchmarks --device cuda --bars --limit 500 \
 	    --out "$(GPU_RESULTS)" $(GPU_BENCH_ARGS)
+
+.PHONY: docs
+docs: $(call ready,docs) ## the documentation as a site, in build/docs
+	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "Wrote build/docs/index.html"
 
 .PHONY: clean
 clean: ## remove .venv, build products, caches and the demo's out/

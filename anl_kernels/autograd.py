@@ -24,7 +24,7 @@ _kernels = torch.ops.anl_kernels
 class RowLossFunction(torch.autograd.Function):
     """``apply(logits, target, row_scale, term_weights, *RowSpec)``: the loss over rows of logits.
 
-    Args (of ``apply``):
+    Args:
         logits: (K,), (N, K) or (N, K, d1, ...), floating, any strides.
         target: int32 or int64 of the logits' shape less K.
         row_scale: 0-d, or of the target's shape, in the accumulator dtype; receives a gradient.

@@ -33,7 +33,7 @@ class Aux:
     p_y: Tensor | None = None
     """Probability of the label."""
     argmax: Tensor | None = None
-    """The class of the largest logit, the first of equals: the prediction."""
+    """The prediction, which is the class of the largest logit, the first of equals."""
     probs: Tensor | None = None
     """The softmax."""
 

@@ -68,7 +68,7 @@ def robust_loss(
             a collection of its field names asks for ("probs" only so).
 
     Returns:
-        The loss, float32 (float64 for float64 logits): 0-d, or of the target's shape for "none";
+        The loss, float32 (float64 for float64 logits), 0-d or, for "none", of the target's shape;
         with ``return_aux`` a pair of it and an :class:`Aux`.
 
     Raises:

@@ -34,7 +34,7 @@ class EnvReport:
     triton: str | None
     devices: list[str]
     backends: dict[str, str] = field(default_factory=dict)
-    """Each backend: "available" and with what, or the reason why not."""
+    """Of each backend "available" and with what, or the reason why not."""
     auto: dict[str, str] = field(default_factory=dict)
     """The backend that "auto" takes for each type of device, and for which rows another."""
 

@@ -22,7 +22,7 @@ _NUM_TENSORS = 6
 class LinearLossFunction(torch.autograd.Function):
     """``apply(hidden, weight, bias, target, row_scale, term_weights, *RowSpec, *HeadSpec)``.
 
-    Args (of ``apply``):
+    Args:
         hidden: (N, D), floating.
         weight: (K, D).
         bias: (K,) or None.

@@ -52,7 +52,7 @@ class Term:
 
     @property
     def may_have_kernel(self) -> bool:
-        """Whether ``functor`` speaks for this class: for the package's, and where it is given.
+        """Whether ``functor`` speaks for this class, as it does for the package's and where given.
 
         A user's class may bear the name of a functor, or inherit a term and change its formula.
         """
@@ -95,7 +95,7 @@ class Terms:
 
     @property
     def names(self) -> str:
-        """The classes of the terms, comma-separated: with ``params``, what an operator is given."""
+        """The classes of the terms, comma-separated; with ``params``, what an operator is given."""
         return ",".join(type(term).__name__ for term in self.terms)
 
     @property
