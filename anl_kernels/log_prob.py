@@ -110,8 +110,8 @@ class LogProbLoss(nn.Module):
 
     Args:
         head: maps log p_y of any shape, float32 (float64 for float64 logits), to losses of the same
-            shape; a function, or a module, which becomes a submodule. What it says of ignored rows,
-            where it is given log(1/2), does not count.
+            shape and any floating dtype; a function, or a module, which becomes a submodule. What
+            it says of ignored rows, where it is given log(1/2), does not count.
         weight: (K,) factors on the loss of rows with each label, as for :func:`robust_loss`;
             becomes a buffer.
         ignore_index: label of rows that do not count.
@@ -198,7 +198,8 @@ class LogProbLoss(nn.Module):
                 f"head must give one loss for each log-probability, of shape "
                 f"{tuple(log_p.shape)}, got {got}; leave sums and means to reduction"
             )
-        scaled = losses.masked_fill(ignored, 0) * factors.row_scale
+        # A head under autocast, or of its own dtype, must not choose that of the sum.
+        scaled = losses.to(log_p.dtype).masked_fill(ignored, 0) * factors.row_scale
         return scaled if self.reduction == "none" else scaled.sum()
 
     def extra_repr(self) -> str:

@@ -463,3 +463,12 @@ def test_repr_and_state():
     assert "ignore_index=255, reduction='mean'" in repr(criterion)
     assert set(criterion.state_dict()) == {"head.raw", "weight"}
     assert "head=<built-in method neg" in repr(ak.LogProbLoss(torch.neg))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_dtype_of_a_head_is_not_the_losses(reduction, device):
+    logits, target = torch.randn(2000, 5, device=device), torch.arange(2000, device=device) % 5
+    half = ak.LogProbLoss(lambda log_p: -100 * log_p.half(), reduction=reduction)(logits, target)
+    full = ak.LogProbLoss(lambda log_p: -100 * log_p, reduction=reduction)(logits, target)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=1e-3, atol=0)

@@ -41,11 +41,12 @@ class NegativeLearning(nn.Module):
         history: how many of a sample's probabilities are remembered.
         floor: 1 - p_k is clamped here.
         ignore_index: label of rows that do not count.
-        generator: of the classes that are drawn. It is not part of the ``state_dict``.
+        generator: of the classes that are drawn. It is not part of the ``state_dict``, and
+            ``torch.compile`` takes none.
         stage: "nl", "selnl" or "selpl"; an attribute, to be set as training goes on.
 
     Raises:
-        TypeError: ignore_index is no int.
+        TypeError: ignore_index is no int, or generator no ``torch.Generator``.
         ValueError: another argument has a value it cannot have.
 
     Source: Kim et al., "NLNL: Negative Learning for Noisy Labels", ICCV 2019, and its code
@@ -83,6 +84,8 @@ class NegativeLearning(nn.Module):
         _check_open("threshold", threshold)
         _check_open("floor", floor)
         check_ignore_index(ignore_index)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
         self.num_classes = num_classes
         self.num_negatives = num_negatives
         self.threshold = threshold
@@ -131,7 +134,7 @@ class NegativeLearning(nn.Module):
         # Whatever stands for "ignored" in the targets may be a class among those drawn.
         log_probs = log_prob(logits, classes.masked_fill(~counted.unsqueeze(dim), -100))
         log_p = log_probs.select(dim, 0)
-        kept = counted & self._trusted(log_p.detach().exp(), index)
+        kept = counted & self._trusted(log_p.detach().exp(), counted, index)
         weight = torch.ones_like(log_p)
         if self.weight is not None:
             weight = self.weight[target.clamp(0, self.num_classes - 1)].to(log_p.dtype)
@@ -168,8 +171,8 @@ class NegativeLearning(nn.Module):
         )
         return (target.unsqueeze(dim) + shift.to(target.device)) % self.num_classes
 
-    def _trusted(self, p_y: Tensor, index: Tensor | None) -> Tensor:
-        """Which rows the stage takes; remembers their probabilities."""
+    def _trusted(self, p_y: Tensor, counted: Tensor, index: Tensor | None) -> Tensor:
+        """Which rows the stage takes; remembers the probabilities of those that are counted."""
         least = {"nl": 0.0, "selnl": 1 / self.num_classes, "selpl": self.threshold}[self.stage]
         if self.remembered is None or self.seen is None or index is None:
             return p_y >= least
@@ -177,8 +180,10 @@ class NegativeLearning(nn.Module):
         seen = self.seen[index]
         mean = self.remembered[index].sum(-1) / seen.clamp(1, history)
         if self.training:
-            self.remembered[index, seen % history] = p_y.to(self.remembered.dtype)
-            self.seen[index] = seen + 1
+            place = seen % history
+            newest = torch.where(counted, p_y.to(mean.dtype), self.remembered[index, place])
+            self.remembered[index, place] = newest
+            self.seen[index] = seen + counted
         return torch.where(seen == 0, p_y, mean) >= least
 
     def _check_call(self, logits: Tensor, target: Tensor, index: Tensor | None) -> None:

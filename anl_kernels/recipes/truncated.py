@@ -91,7 +91,7 @@ class TruncatedGCE(Criterion):
 
     @torch.no_grad()
     def refresh(self, logits: Tensor, target: Tensor, index: Tensor) -> None:
-        """Set the weights of some samples: 1 where ``p_y > k``, else 0.
+        """Set the weights of some samples: 1 where ``p_y > k``, else 0, as where they are ignored.
 
         Args:
             logits: of the model in eval mode, in the shapes of a call.
@@ -104,7 +104,9 @@ class TruncatedGCE(Criterion):
         check_index(index, target, self.sample_weight.numel(), self.sample_weight)
         known = {"ignore_index", "process_group", "num_classes"} & self.options.keys()
         log_p = log_prob(logits, target, **{name: self.options[name] for name in known})
-        self.sample_weight[index] = (log_p > math.log(self.k)).to(self.sample_weight.dtype)
+        counted = target != self.options.get("ignore_index", -100)
+        kept = counted & (log_p > math.log(self.k))
+        self.sample_weight[index] = kept.to(self.sample_weight.dtype)
 
     @torch.no_grad()
     def refresh_from(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,7 +101,7 @@ class EntropyRegularisedLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_criterion(criterion)
-        if not isinstance(weight, int | float) or not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
             raise ValueError(f"weight must be a finite number, got {weight!r}")
         _check_min_prob(min_prob, 1)
         if process_group is not None:
@@ -171,12 +172,18 @@ def _hands_its_gradient_over(criterion: RobustLoss, logits: Tensor) -> bool:
     """
     if checks.transforming() or not (torch.is_grad_enabled() and logits.requires_grad):
         return False
-    if type(criterion).forward is not RobustLoss.forward:
-        return False
-    if criterion._backward_hooks or criterion._backward_pre_hooks:
+    if type(criterion).forward is not RobustLoss.forward or _has_hooks(criterion):
         return False
     device, dim = logits.device.type, checks.class_dim(logits)
     return choose_backend(device, criterion.current_terms(), logits, dim) != REFERENCE
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module calls anything else, which may see or replace its gradients."""
+    own = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in own) or any(
+        getattr(nn.modules.module, f"_global{name}") for name in own
+    )
 
 
 def _check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -61,14 +62,20 @@ def add_l1_grad_(parameters: Iterable[Tensor] | Tensor, factor: float) -> None:
         factor: of the penalty, at least 0.
 
     Raises:
-        TypeError: as :func:`l1_penalty`, or a gradient is sparse.
+        TypeError: as :func:`l1_penalty`, or a gradient is sparse, or a parameter is no leaf.
         ValueError: factor is negative, infinite or no number.
     """
     _check_factor(factor)
     learned = [p for p in _checked(parameters) if p.requires_grad]
     for p in learned:
+        if not p.is_leaf:
+            raise TypeError(
+                f"parameters must be leaves of the graph, which keep gradients, got {p.grad_fn}; "
+                f"pass what it was computed from, or put ak.l1_penalty into the loss"
+            )
         if p.grad is None:
-            p.grad = torch.zeros_like(p)
+            # Since torch 2.11 a parameter may want gradients of another dtype than its own.
+            p.grad = torch.zeros_like(p, dtype=getattr(p, "grad_dtype", None) or p.dtype)
         elif p.grad.layout != torch.strided:
             raise TypeError(
                 f"parameters must have dense gradients, got one of layout {p.grad.layout}; make "
@@ -87,6 +94,9 @@ class L1Hook:
     ``torch.nn.utils.clip_grad_norm_`` after ``backward``, without a graph for the penalty. It goes
     with learning rate schedulers, with accumulated gradients (the penalty enters once a step) and
     with ``GradScaler``: the gradients are unscaled by then.
+
+    A copy of the optimiser (``deepcopy``, ``pickle``) has no hooks, as all of PyTorch's: make the
+    hook anew for it.
 
     Args:
         optimizer: its parameters that require grad are penalised.
@@ -113,7 +123,7 @@ class L1Hook:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
         _check_factor(factor)
-        if max_norm is not None and not max_norm > 0:
+        if max_norm is not None and not (_is_number(max_norm) and max_norm > 0):
             raise ValueError(f"max_norm must be above 0, or None for no clipping, got {max_norm!r}")
         self.factor = factor
         self.max_norm = max_norm
@@ -277,8 +287,12 @@ def _checked(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     return tensors
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_factor(factor: float) -> None:
-    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+    if not _is_number(factor) or not 0 <= factor < math.inf:
         raise ValueError(f"factor must be a finite number that is at least 0, got {factor!r}")
 
 

@@ -275,3 +275,16 @@ def test_with_a_linear_head(device):
     loss = loss + 1e-3 * ak.l1_penalty(model.parameters())
     loss.backward()
     assert all(p.grad.any() for p in model.parameters())
+
+
+def test_ignored_rows_are_not_remembered(device):
+    criterion = recipes.NegativeLearning(4, num_samples=2).to(device)
+    logits = torch.tensor([[-9.0, 0, 0, 0], [9.0, 0, 0, 0]], device=device)
+    index, zero = torch.tensor([0, 1], device=device), torch.tensor([0, 0], device=device)
+    for _ in range(3):
+        criterion(logits, torch.tensor([-100, 0], device=device), index)
+    assert criterion.seen.tolist() == [0, 3]
+    assert criterion.remembered[0].eq(0).all()
+    criterion.stage = "selpl"
+    confident = criterion(logits[1:], zero[1:], index[1:])
+    torch.testing.assert_close(criterion(logits, zero, index), confident)

@@ -171,3 +171,11 @@ def test_refused_arguments():
         for call in (criterion, criterion.refresh):
             with pytest.raises(kind, match=message):
                 call(logits, target, index)
+
+
+def test_ignored_samples_do_not_count_among_the_kept(device):
+    criterion = recipes.TruncatedGCE(2).to(device)
+    logits = torch.tensor([[9.0, 0.0], [9.0, 0.0]], device=device)
+    target = torch.tensor([0, -100], device=device)
+    criterion.refresh(logits, target, torch.arange(2, device=device))
+    assert criterion.sample_weight.tolist() == [1, 0]

@@ -301,6 +301,46 @@ def test_gradients_that_others_hold_are_not_written_to(problem, device, kernels)
     torch.testing.assert_close(gradient, wanted + 1)
 
 
+class Given(torch.autograd.Function):
+    """A sum whose gradient is memory of the user's."""
+
+    @staticmethod
+    def forward(ctx, logits, given):
+        ctx.given = given
+        return logits.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.given, None
+
+
+def test_hooks_may_hand_over_what_is_not_the_losses(problem, device, kernels):
+    """A forward hook replaces the loss, or reads the gradient: it is copied then."""
+    logits, target = problem
+    logits = logits.float()
+    given = torch.ones_like(logits)
+    replaced = ak.RobustLoss(ANL)
+    replaced.register_forward_hook(lambda module, args, loss: Given.apply(args[0], given))
+    _, gradient = value_and_grad(ak.EntropyRegularisedLoss(replaced, 2.0), logits, target)
+    assert torch.equal(given, torch.ones_like(logits))
+    assert not torch.equal(gradient, given)
+
+    seen = []
+    watch = lambda grad: seen.append((grad, grad.clone()))  # noqa: E731
+    watched = ak.RobustLoss(ANL)
+    watched.register_forward_pre_hook(lambda module, args: args[0].register_hook(watch) and None)
+    value_and_grad(ak.EntropyRegularisedLoss(watched, 2.0), logits, target)
+    anywhere = torch.nn.modules.module.register_module_full_backward_hook(
+        lambda module, made, upstream: watch(made[0]) if type(module) is ak.RobustLoss else None
+    )
+    try:
+        value_and_grad(ak.EntropyRegularisedLoss(ak.RobustLoss(ANL), 2.0), logits, target)
+    finally:
+        anywhere.remove()
+    assert len(seen) == 2
+    assert all(torch.equal(*pair) for pair in seen)
+
+
 def test_gradient_is_added_in_place(problem, kernels, monkeypatch):
     """The one gradient that there is, is the loss's."""
     from anl_kernels.regularisers import entropy_ops

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -287,3 +288,30 @@ def test_refused_arguments():
     p.grad = torch.ones(2).to_sparse()
     with pytest.raises(TypeError, match=r"dense gradients, got one of layout torch\.sparse_coo"):
         ak.add_l1_grad_([p], 1.0)
+
+
+def test_gradients_of_another_dtype_than_the_parameter():
+    p = nn.Parameter(torch.tensor([1.0, -2.0, 0.0], dtype=torch.bfloat16))
+    if not hasattr(p, "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    p.grad_dtype = torch.float32
+    for times in (1, 2):  # made, then added to
+        ak.add_l1_grad_([p], 0.5)
+        assert p.grad.dtype == torch.float32
+        assert p.grad.tolist() == [0.5 * times, -0.5 * times, 0.0]
+
+
+def test_what_is_no_leaf_is_refused():
+    p = nn.Parameter(torch.ones(3))
+    with pytest.raises(TypeError, match="must be leaves of the graph"):
+        ak.add_l1_grad_([2 * p], 0.5)
+
+
+@pytest.mark.parametrize("factor", [True, "5e-5", -1.0, float("nan"), None])
+def test_what_is_no_factor(factor, model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="factor must be a finite number"):
+        ak.L1Hook(optimizer, factor)
+    ak.L1Hook(optimizer, np.float32(5e-5), max_norm=np.float64(5.0))
+    with pytest.raises(ValueError, match="max_norm must be above 0"):
+        ak.L1Hook(optimizer, 5e-5, max_norm="5")
