@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anl_kernels.integrations.items import ItemLoss, LogitsLoss, next_labels
 from anl_kernels.integrations.logit_law import LogitLaw, law_of, probes_like
+from anl_kernels.integrations.model_loss import calls_loss_function
 from anl_kernels.linear.module import LinearRobustLoss
 from anl_kernels.options import LossOptions
 from anl_kernels.terms import Term, Terms
@@ -58,6 +59,7 @@ class FusedHead:
         self.law: LogitLaw | None = None
         self.active = False
         self.hidden: Tensor | None = None
+        self.stand_in: Tensor | None = None
         parameters = inspect.signature(type(model).forward).parameters
         self.place_of_labels = list(parameters).index("labels") - 1  # self is no argument
         self.handles = [
@@ -69,18 +71,17 @@ class FusedHead:
         model.loss_function = self
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> FusedHead:
-        """The one of a patched model; raise ValueError if it is not patched."""
-        found = getattr(model, "loss_function", None)
-        if not isinstance(found, FusedHead):
-            raise ValueError(f"model must be patched, got one whose loss_function is {found!r}")
-        return found
+    def of(cls, model: nn.Module) -> FusedHead | None:
+        """The one whose hooks a model has, whatever its loss_function is now; None without."""
+        owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+        return next((owner for owner in owners if isinstance(owner, cls)), None)
 
     def remove(self, model: PreTrainedModel) -> None:
-        """Take everything off the model again."""
+        """Take everything off the model again, but a loss_function that was set since."""
         for handle in self.handles:
             handle.remove()
-        del model._loss_function
+        if model.loss_function is self:
+            del model._loss_function
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Whether this forward has labels."""
@@ -91,10 +92,20 @@ class FusedHead:
             )
         place = self.place_of_labels
         labels = args[place] if place < len(args) else kwargs.get("labels")
-        self.hidden = None
+        self.hidden = self.stand_in = None
         self.active = labels is not None and (model.training or self.fuse_in_eval)
+        if self.active and model.loss_function is not self:
+            self.active = False
+            raise RuntimeError(
+                f"loss_function of a patched {self.name} was changed or deleted; call "
+                f"unpatch_model to have that loss, and patch_model after it for another"
+            )
+        if torch.compiler.is_compiling():  # a logger would break the graph
+            return
         if self.active and not model.training:
             _tell_that_there_are_no_logits()
+        elif labels is None and model.training and torch.is_grad_enabled():
+            _tell_that_there_is_no_loss()
 
     def before_head(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         """Keep the hidden states, and give the head nothing to do."""
@@ -129,6 +140,12 @@ class FusedHead:
                 f"the head of {self.name} was not called: was it replaced (new embeddings, LoRA) "
                 f"after patch_model? Call unpatch_model before that, and patch_model after it"
             )
+        if self.head.weight.is_meta and not hidden.is_meta:
+            raise RuntimeError(
+                f"the head of {self.name} is offloaded: its weight is there for calls of the head "
+                f"alone; keep the head on its device, or call unpatch_model"
+            )
+        self.stand_in = logits
         law = self.law or self._learn(logits)
         if shift_labels is None:
             assert labels is not None  # or this forward would not be active
@@ -144,11 +161,12 @@ class FusedHead:
 
     def after_model(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Take the stand-in for logits out of the output."""
-        active, self.active, self.hidden = self.active, False, None
+        active, stand_in = self.active, self.stand_in
+        self.active, self.hidden, self.stand_in = False, None, None
         if not active or output is None:  # as after an exception
             return None
         if isinstance(output, tuple):
-            return output[:1] + output[2:]
+            return output if stand_in is None else _without(stand_in, output)
         return type(output)(**{**output, "logits": None})
 
     @torch.compiler.disable
@@ -168,17 +186,22 @@ class FusedHead:
         return law
 
 
-def _checked_name(model: PreTrainedModel) -> str:
+def check_model(model: PreTrainedModel) -> str:
+    """The name of its class; raise if it is none of transformers or patched."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
-            f"model must be a PreTrainedModel of transformers, got {name}; patch the model before "
+            f"model must be a PreTrainedModel of transformers, got {name}; give the model before "
             f"it is wrapped or compiled (of a PeftModel: model.get_base_model())"
         )
-    if isinstance(model.loss_function, FusedHead):
+    if FusedHead.of(model) is not None:
         raise ValueError(f"model must not be patched already, got a patched {name}; unpatch_model")
-    called = inspect.unwrap(type(model).forward).__code__.co_names
-    if "loss_function" not in called or model.loss_function is not ForCausalLMLoss:
+    return name
+
+
+def _checked_name(model: PreTrainedModel) -> str:
+    name = check_model(model)
+    if not calls_loss_function(model) or model.loss_function is not ForCausalLMLoss:
         raise TypeError(
             f"{name} cannot be patched: its forward does not compute the loss of a causal language "
             f"model by model.loss_function, as those of transformers do"
@@ -186,9 +209,26 @@ def _checked_name(model: PreTrainedModel) -> str:
     return name
 
 
+def _without(stand_in: Tensor, output: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Another tensor of its shape is the stand-in too: accelerate converts outputs to float32."""
+    same = [value is stand_in for value in output]
+    if not any(same):
+        same = [isinstance(v, Tensor) and v.shape == stand_in.shape for v in output]
+    return tuple(value for value, is_it in zip(output, same, strict=True) if not is_it)
+
+
 @cache
 def _tell_that_there_are_no_logits() -> None:
     logging.getLogger(__name__).warning(
         "a patched model was given labels in evaluation and returns logits=None; a call without "
         "labels has logits, and so has patch_model(..., fuse_in_eval=False)"
+    )
+
+
+@cache
+def _tell_that_there_is_no_loss() -> None:
+    logging.getLogger(__name__).warning(
+        "a patched model was called in training without labels and returns logits, no loss of "
+        "patch_model's; Trainer takes labels out for label_smoothing_factor (use "
+        "ak.CE(label_smoothing=...) among the terms) and for compute_loss_func (leave it out)"
     )

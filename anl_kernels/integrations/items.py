@@ -23,7 +23,8 @@ class ItemLoss:
         options: those keywords; not ``reduction`` and ``return_aux``.
 
     Raises:
-        TypeError: an option is one that the caller decides on, or unknown.
+        TypeError: an option is one that the caller decides on, or unknown, or a weight of the
+            terms is learned.
     """
 
     def __init__(self, make: Callable[..., Criterion], options: Mapping[str, Any]) -> None:
@@ -35,13 +36,22 @@ class ItemLoss:
                 )
         self.mean = make(reduction="mean", **options)
         self.total = make(reduction="sum", **options)
+        if any(tensor is not None and tensor.requires_grad for tensor in self.mean.terms.tensors):
+            raise TypeError(
+                "terms must have no weights that are learned here, where no optimiser would be "
+                "given them; make ak.RobustLoss or ak.LinearRobustLoss with them a module of the "
+                "model, which registers them, and call it in the model's forward"
+            )
         self.ignore_index: int = options.get("ignore_index", -100)
 
     def __call__(self, rows: Tensor, target: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of rows, logits or hidden states (N, ...), with labels (N,)."""
+        criterion = self.mean if num_items is None else self.total
+        if criterion.weight is not None and criterion.weight.device != rows.device:
+            criterion.weight = criterion.weight.to(rows.device)  # no module moves it with the model
         if num_items is None:
-            return self.mean(rows, target)
-        return self.total(rows, target, _share(num_items, rows).expand(target.shape))
+            return criterion(rows, target)
+        return criterion(rows, target, _share(num_items, rows).expand(target.shape))
 
 
 class LogitsLoss:
@@ -93,6 +103,17 @@ def _share(num_items: Tensor | int, rows: Tensor) -> Tensor:
     """What one item counts. As a factor of rows it costs no further pass over the gradient."""
     dtype = accumulator_dtype(rows.dtype)
     if not isinstance(num_items, Tensor):
-        return torch.full((), 1 / (num_items or 1), dtype=dtype, device=rows.device)
+        if num_items <= 0:
+            raise ValueError(
+                f"num_items_in_batch must be positive, got {num_items}; where no label counts pass "
+                f"1, or None for the mean"
+            )
+        return torch.full((), 1 / num_items, dtype=dtype, device=rows.device)
     # DataParallel hands each replica one number in a dimension of its own.
+    if num_items.numel() != 1:
+        raise ValueError(
+            f"num_items_in_batch must be one number, got a tensor of shape "
+            f"{tuple(num_items.shape)}; pass the sum over the batches (Trainer repeats it for "
+            f"nn.DataParallel: start one process for each GPU, or show it one GPU only)"
+        )
     return num_items.reshape(()).to(rows.device, dtype).reciprocal()

@@ -3,21 +3,21 @@
 Three doors, from the least to the most:
 
 - :func:`compute_loss_func` for ``Trainer(compute_loss_func=...)``: any model, from its logits.
-- :func:`loss_function` for ``model.loss_function = ...``: the loss inside the model's forward.
+- :func:`set_loss_function`: the loss inside the model's forward, where that calls one.
 - :func:`patch_model`: the same with head and loss fused, so that there are no logits.
 
-Runs with transformers 4.56 and later; the first two do not import it.
+Runs with transformers 4.56 and later; :func:`compute_loss_func` does not import it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from anl_kernels.integrations.items import LogitsLoss
+from anl_kernels.integrations.model_loss import ModelLoss, TrainerLoss, calls_loss_function
 from anl_kernels.options import LinearOptions, LossOptions
 from anl_kernels.terms import Term, Terms
 
@@ -30,10 +30,13 @@ def compute_loss_func(
 ) -> Callable[..., Tensor]:
     """A loss for ``Trainer(compute_loss_func=...)``, computed of the logits of a model's output.
 
+    It takes the place of the model's own loss, whatever else is in that (a router's balance).
+
     Args:
-        terms: a term or a weighted sum of terms.
+        terms: a term or a weighted sum of terms, whose weights are not learned.
         shift: the logits of a position predict the label of the next one, as in causal language
-            models. The labels move; the logits are not copied. False for classification heads.
+            models. The labels move; the logits are not copied. False where labels stand at their
+            own logits: classifiers, masked language models, encoder-decoder models.
         **options: keywords of :func:`anl_kernels.robust_loss`, but ``reduction``, ``return_aux``
             and ``sample_weight``. ``inplace=True`` saves the gradient's memory: it takes the place
             of the logits as soon as the loss is there, and nothing may read them after that.
@@ -49,29 +52,71 @@ def compute_loss_func(
           mean. A tensor on the device of the logits is not waited for.
 
     Raises:
-        TypeError: terms is not a term, or an option is unknown. By the result, if labels are None.
-        ValueError: an option has a value it cannot have. By the result, if labels do not fit.
+        TypeError: terms is not a term or has learned weights, or an option is unknown. By the
+            result, if labels are None or there are no logits.
+        ValueError: an option has a value it cannot have. By the result, if labels do not fit, or
+            num_items_in_batch is no positive number.
 
     Example:
         >>> Trainer(model, args, compute_loss_func=compute_loss_func(ak.GCE(q=0.7)), ...)
     """
-    of_logits = LogitsLoss(terms, shift, options)
+    return TrainerLoss(terms, shift, options)
 
-    def compute(
-        outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        return of_logits(_logits_of(outputs), labels, num_items_in_batch)
 
-    return compute
+def set_loss_function(
+    model: PreTrainedModel,
+    terms: Term | Terms,
+    *,
+    shift: bool = True,
+    **options: Unpack[LossOptions],
+) -> PreTrainedModel:
+    """Set the loss that a model's forward computes of its logits when it is given labels.
+
+    Unlike :func:`compute_loss_func` it works without ``Trainer`` too, and what a model adds to its
+    loss (a router's balance) stays. Undo it by ``del model._loss_function``.
+
+    Classifiers of transformers do not all hand ``num_items_in_batch`` on, and accumulated gradients
+    are not those of one batch then: take :func:`compute_loss_func` for them.
+
+    Args:
+        model: a model of transformers whose forward calls ``self.loss_function``.
+        terms: as for :func:`compute_loss_func`.
+        shift: as for :func:`compute_loss_func`.
+        **options: as for :func:`compute_loss_func`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ImportError: transformers is missing.
+        TypeError: the model is none of transformers, or its forward computes the loss otherwise
+            (BERT's classifiers, T5, BART); and as :func:`compute_loss_func`. By a forward, if it is
+            not of logits and class indices (regression, question answering).
+        ValueError: the model is patched by :func:`patch_model`; and as :func:`compute_loss_func`.
+
+    Example:
+        >>> set_loss_function(model, ak.GCE(q=0.7))
+        >>> model(input_ids=ids, labels=ids).loss.backward()
+    """
+    from anl_kernels.integrations.fused_head import check_model
+
+    name = check_model(model)
+    if not calls_loss_function(model):
+        raise TypeError(
+            f"{name} cannot have a loss_function set: its forward does not call any, and would go "
+            f"on with its own loss; use Trainer(compute_loss_func=compute_loss_func(...))"
+        )
+    model.loss_function = loss_function(terms, shift=shift, **options)
+    return model
 
 
 def loss_function(
     terms: Term | Terms, *, shift: bool = True, **options: Unpack[LossOptions]
 ) -> Callable[..., Tensor]:
-    """A loss to set as ``model.loss_function``, which a model's forward calls with labels.
+    """What :func:`set_loss_function` sets, for code that calls ``model.loss_function`` itself.
 
-    Unlike :func:`compute_loss_func` it works without ``Trainer`` too, and what a model adds to its
-    loss (a router's balance) stays.
+    Set by ``model.loss_function = ...`` it is **ignored without a word** by the models whose
+    forward calls none (BERT's classifiers, T5, BART): :func:`set_loss_function` refuses those.
 
     Args:
         terms: as for :func:`compute_loss_func`.
@@ -79,30 +124,17 @@ def loss_function(
         **options: as for :func:`compute_loss_func`.
 
     Returns:
-        A function as those of transformers' ``LOSS_MAPPING``: of logits, or of ``pooled_logits``
-        where a model has both, labels, ``num_items_in_batch`` and ``shift_labels``.
+        A function as those of transformers' ``LOSS_MAPPING``: of logits and labels, in either
+        order, of ``pooled_logits`` where a model has both, ``num_items_in_batch`` and
+        ``shift_labels``.
 
     Raises:
         As :func:`compute_loss_func`.
 
     Example:
-        >>> model.loss_function = loss_function(ak.GCE(q=0.7))
+        >>> loss = loss_function(ak.GCE(q=0.7))(logits, labels, num_items_in_batch=17)
     """
-    of_logits = LogitsLoss(terms, shift, options)
-
-    def loss(
-        logits: Tensor,
-        labels: Tensor | None,
-        *_: Any,
-        num_items_in_batch: Tensor | int | None = None,
-        shift_labels: Tensor | None = None,
-        pooled_logits: Tensor | None = None,
-        **__: Any,
-    ) -> Tensor:
-        logits = logits if pooled_logits is None else pooled_logits
-        return of_logits(logits, labels, num_items_in_batch, shift_labels)
-
-    return loss
+    return ModelLoss(terms, shift, options)
 
 
 def patch_model(
@@ -121,11 +153,13 @@ def patch_model(
     a factor (Cohere, Granite) and a softcap (Gemma 2) are fused too, anything else is an error.
 
     The model's modules, parameters and keys stay what they are. It may be copied, saved, compiled,
-    checkpointed, wrapped by DDP, or by FSDP as a whole, before or after.
+    checkpointed, wrapped by DDP, or by FSDP as a whole, before or after. One that
+    ``from_pretrained`` loads is not patched; a head that is replaced (``resize_token_embeddings``)
+    needs :func:`unpatch_model` before and ``patch_model`` after.
 
     Args:
         model: a causal LM of transformers whose head is a plain ``nn.Linear``, tied or not.
-        terms: a term or a weighted sum of terms.
+        terms: a term or a weighted sum of terms, whose weights are not learned.
         fuse_in_eval: False for logits, and a loss computed of them, where ``model.training`` is
             False: for ``compute_metrics``, which otherwise gets nothing.
         **options: keywords of :func:`anl_kernels.linear_robust_loss`, but ``reduction``,
@@ -137,8 +171,8 @@ def patch_model(
     Raises:
         ImportError: transformers is missing.
         TypeError: the model is none of transformers, its head is no plain linear layer (LoRA on
-            the head: merge it), it computes its loss otherwise, terms is not a term, or an option
-            is unknown.
+            the head: merge it), it computes its loss otherwise, terms is not a term or has learned
+            weights, or an option is unknown.
         ValueError: an option has a value it cannot have, or the model is patched already. By a
             forward, if labels do not fit the hidden states (with ``logits_to_keep``), or if the
             model does to its logits what is not understood.
@@ -154,7 +188,7 @@ def patch_model(
 
 
 def unpatch_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Undo :func:`patch_model`.
+    """Undo :func:`patch_model`; a ``loss_function`` that was set since stays.
 
     Returns:
         The model.
@@ -165,11 +199,11 @@ def unpatch_model(model: PreTrainedModel) -> PreTrainedModel:
     """
     from anl_kernels.integrations.fused_head import FusedHead
 
-    FusedHead.of(model).remove(model)
+    found = FusedHead.of(model)
+    if found is None:
+        raise ValueError(
+            f"model must be patched, got {type(model).__name__} without the hooks of patch_model; "
+            f"give the model itself, not what wraps it"
+        )
+    found.remove(model)
     return model
-
-
-def _logits_of(outputs: Any) -> Tensor:
-    if isinstance(outputs, Mapping):
-        return outputs["logits"]
-    return outputs[0] if isinstance(outputs, tuple | list) else outputs

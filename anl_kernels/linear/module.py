@@ -93,6 +93,12 @@ def _check_head(head: nn.Linear) -> None:
             f"head must be a plain nn.Linear, got {type(head).__name__} with a forward of its own; "
             f"merge what it adds into the weight, or call ak.linear_robust_loss with that weight"
         )
+    if "forward" in head.__dict__:
+        raise TypeError(
+            "head must be a plain nn.Linear, got one whose forward was replaced, as offloading "
+            "hooks do (accelerate with device_map), which the loss would not call; keep the head "
+            "on its device, or remove the hooks: accelerate.hooks.remove_hook_from_module(head)"
+        )
     if head._forward_hooks or head._forward_pre_hooks:
         raise TypeError(
             "head must have no forward hooks, which the loss would not call; remove them (for "

@@ -11,7 +11,7 @@ pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-from tests.integrations.models import tiny, tokens  # noqa: E402
+from tests.integrations.models import SIZE, tiny, tokens  # noqa: E402
 
 TERMS = ak.GCE(0.7) + 0.1 * ak.CE()
 STEPS, RATE, ROWS = 3, 3.0, 6
@@ -107,3 +107,32 @@ def test_evaluation(tmp_path):
     assert shapes == [(ROWS, 9, 37)]
     assert without["eval_loss"] == pytest.approx(wanted, rel=1e-6)
     assert with_metrics["eval_loss"] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("size", "accumulated"), [(6, 1), (2, 3)])
+def test_accumulated_steps_of_a_classifier(size, accumulated, tmp_path):
+    """Whose own forward is not told how many labels the batches have together."""
+    torch.manual_seed(6)
+    config = transformers.LlamaConfig(**SIZE, num_labels=3)
+    model = transformers.LlamaForSequenceClassification(config).double()
+    ids, _ = tokens(6)
+    labels = torch.tensor([0, 1, 2, -100, 1, -100])
+    wanted = ak.robust_loss(model(input_ids=ids).logits, labels, TERMS).item()
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)],
+        compute_loss_func=compute_loss_func(TERMS, shift=False),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(wanted, rel=1e-4)

@@ -313,7 +313,7 @@ def test_refused_models():
 def test_refusals():
     ids, labels = tokens()
     model = tiny()
-    with pytest.raises(ValueError, match="model must be patched, got one whose loss_function"):
+    with pytest.raises(ValueError, match="model must be patched, got LlamaForCausalLM without"):
         unpatch_model(model)
     for option in ("logit_softcap", "reduction", "return_aux"):
         with pytest.raises(TypeError, match=f"{option} is no option here"):
