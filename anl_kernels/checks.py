@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -84,6 +85,11 @@ def check_labels_of(
             f"got {tuple(target.shape)}"
         )
     check_device(argument, target, other)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, NumPy's among them, and not a truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_mask(name: str, mask: Tensor, shape: torch.Size, other: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -101,7 +100,7 @@ class EntropyRegularisedLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_criterion(criterion)
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+        if not checks.is_number(weight) or not math.isfinite(weight):
             raise ValueError(f"weight must be a finite number, got {weight!r}")
         _check_min_prob(min_prob, 1)
         if process_group is not None:

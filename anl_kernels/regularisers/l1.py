@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.checks import transforming
+from anl_kernels.checks import is_number, transforming
 from anl_kernels.sharding.dtensor import is_dtensor
 
 # Elements up to which a tensor is small; of what is made at once on a CPU, to stay in its cache.
@@ -123,7 +122,7 @@ class L1Hook:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
         _check_factor(factor)
-        if max_norm is not None and not (_is_number(max_norm) and max_norm > 0):
+        if max_norm is not None and not (is_number(max_norm) and max_norm > 0):
             raise ValueError(f"max_norm must be above 0, or None for no clipping, got {max_norm!r}")
         self.factor = factor
         self.max_norm = max_norm
@@ -287,12 +286,8 @@ def _checked(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     return tensors
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _check_factor(factor: float) -> None:
-    if not _is_number(factor) or not 0 <= factor < math.inf:
+    if not is_number(factor) or not 0 <= factor < math.inf:
         raise ValueError(f"factor must be a finite number that is at least 0, got {factor!r}")
 
 
