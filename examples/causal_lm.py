@@ -18,7 +18,7 @@ import torch
 from causal_lm_study import report
 from causal_lm_study.data import build
 from causal_lm_study.train import LOSSES, Run, forms_of, new_model, train_apart
-from common import commit, machine, versions, write_json
+from common import at_least, check_device, commit, machine, positive, share, versions, write_json
 
 QUICK = {
     "vocabulary": 1000,
@@ -42,20 +42,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="the losses")
-    add("--noise", type=float, default=0.4, help="share of training labels replaced at random")
-    add("--vocabulary", type=int, default=8192, help="classes, unknown token included")
-    add("--length", type=int, default=64, help="tokens of a sequence")
-    add("--train-sequences", type=int, default=4000, help="training sequences")
-    add("--test-sequences", type=int, default=100, help="held-out sequences, of other files")
-    add("--width", type=int, default=64, help="of the hidden state, a multiple of 32")
-    add("--layers", type=int, default=2, help="of the model")
-    add("--batch", type=int, default=16, help="sequences of a batch")
-    add("--accumulation", type=int, default=2, help="batches of a step")
-    add("--steps", type=int, default=120, help="training steps")
+    add("--noise", type=share, default=0.4, help="share of training labels replaced at random")
+    add("--vocabulary", type=positive, default=8192, help="classes, unknown token included")
+    add("--length", type=positive, default=64, help="tokens of a sequence")
+    add("--train-sequences", type=positive, default=4000, help="training sequences")
+    add("--test-sequences", type=positive, default=100, help="held-out sequences, of other files")
+    add(
+        "--width",
+        type=at_least(32, multiple_of=32),
+        default=64,
+        help="of the hidden state, a multiple of 32",
+    )
+    add("--layers", type=positive, default=2, help="of the model")
+    add("--batch", type=positive, default=16, help="sequences of a batch")
+    add("--accumulation", type=positive, default=2, help="batches of a step")
+    add("--steps", type=positive, default=120, help="training steps")
     add("--learning-rate", type=float, default=4e-3, help="of AdamW; cosine schedule to zero")
-    add("--chunk-mib", type=int, default=4, help="logits of a chunk of the fused head, in MiB")
-    add("--evaluations", type=int, default=3, help="held-out evaluations of a run")
-    add("--threads", type=int, default=1, help="of a CPU")
+    add("--chunk-mib", type=positive, default=4, help="logits of a chunk of the fused head, in MiB")
+    add("--evaluations", type=positive, default=3, help="held-out evaluations of a run")
+    add("--threads", type=positive, default=1, help="of a CPU")
     add("--seed", type=int, default=0, help="of files, noise, weights and batches")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU")
     add("--out", type=Path, default=Path("out/causal_lm"), help="directory of the results")
@@ -65,6 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(parser, args.device)
     args.changed = "".join(
         f" --{name.replace('_', '-')} {value}"
         for name, value in vars(args).items()

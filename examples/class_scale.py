@@ -20,9 +20,7 @@ from class_scale_study.gradients import gradient_record
 from class_scale_study.plans import STUDIES
 from class_scale_study.records import Study
 from class_scale_study.train import Run, train
-from common import ROOT
 
-RESULTS = ROOT / "examples" / "results" / "class_scale"
 PARTS = [part for parts in STUDIES.values() for part in parts]
 
 
@@ -34,7 +32,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("parts", nargs="*", default=PARTS, help=f"parts of the studies: {', '.join(PARTS)}")
-    add("--out", type=Path, default=RESULTS, help="directory of JSON files, tables and plots")
+    add(
+        "--out",
+        type=Path,
+        default=Path("out/class_scale"),
+        help="directory of JSON files, tables and plots",
+    )
     add("--limit", type=float, default=3600.0, help="begin no run after so many seconds")
     add("--render", action="store_true", help="only make README.md and the plots anew")
     add("--quick", action="store_true", help="a few seconds; its figures mean nothing")
@@ -42,6 +45,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for part in arguments.parts:
         if part not in PARTS:
             parser.error(f"parts must be some of {', '.join(PARTS)}, got {part!r}")
+    if arguments.render and not report.load(arguments.out):
+        parser.error(f"--render makes pages of records, and {arguments.out} has none; see --out")
     return arguments
 
 
@@ -92,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # so that a run gives the same figures wherever it is repeated
     if not arguments.render:
         run_all(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     report.write(arguments.out)
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common import commit, machine, versions
+from common import Distinct, check_device, check_record, commit, machine, positive, share, versions
 from image_study import records, report, tables
 from image_study.data import Images, load
 from image_study.methods import METHODS, make
@@ -42,16 +42,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", choices=RECIPES, default="digits", help="the data set")
     add("--root", type=Path, default=Path("data"), help="folder of MNIST/, cifar-10-batches-py/ ..")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the losses")
-    rates = {"type": float, "nargs": "*"}
+    names = {"choices": METHODS, "nargs": "+", "action": Distinct}
+    add("--methods", **names, default=list(METHODS), help="the losses")
+    rates = {"type": share, "nargs": "*", "action": Distinct}
     add("--symmetric", **rates, default=[0.0, 0.2, 0.4, 0.6, 0.8], help="rates of symmetric noise")
     add("--asymmetric", **rates, default=[0.1, 0.2, 0.3, 0.4], help="rates of asymmetric noise")
     add("--pair", **rates, default=[], help="rates of pair noise")
     add("--instance", **rates, default=[], help="rates of instance-dependent noise")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of noise, weights and batches")
-    add("--epochs", type=int, help="default: the data set's")
+    seeds = {"type": int, "nargs": "+", "action": Distinct}
+    add("--seeds", **seeds, default=[0, 1, 2], help="of noise, weights and batches")
+    add("--epochs", type=positive, help="default: the data set's")
     add("--learning-rate", type=float, help="default: the data set's")
-    add("--batch", type=int, default=BATCH, help="images per step")
+    add("--batch", type=positive, default=BATCH, help="images per step")
     add("--weights", choices=WEIGHT_DECAY, help="column of ak.presets; default: the data set's")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out", type=Path, help="directory of results; default: out/images/DATA")
@@ -61,18 +63,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)
     recipe = RECIPES[args.data]
-    args.epochs = args.epochs or recipe.epochs
-    args.learning_rate = args.learning_rate or recipe.learning_rate
-    args.weights = args.weights or recipe.weights
-    args.out = args.out or Path("out/images") / args.data
+    for name in ("epochs", "learning_rate", "weights"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(recipe, name))
+    if args.out is None:
+        args.out = Path("out/images") / args.data
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    check(parser, args)
     return args
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU when there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program where arguments make no study."""
+    if args.render:
+        check_record(parser, args.out / records.FILE)
+    elif not settings(args):
+        parser.error("there is no rate of any noise; --symmetric 0 is clean labels")
+    if not 0 <= args.learning_rate < float("inf"):
+        parser.error(f"argument --learning-rate: must be at least 0, got {args.learning_rate}")
+    check_device(parser, args.device)
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
@@ -153,7 +163,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.render:
         show(records.load(path), args.out, console)
         return
-    images = load(args.data, args.root).to(choose_device(args.device))
+    images = load(args.data, args.root).to(torch.device(args.device))
     study = records.resume(describe(args, images), path)
     train_all(args, images, study, console)
     show(study, args.out, console)

@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import commit, machine, versions, write_json
+from common import at_least, commit, machine, positive, share, versions, write_json
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -105,12 +105,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--noise", type=float, default=0.6, help="share of training labels made another class")
-    add("--epochs", type=int, default=60, help="of training")
+    add("--noise", type=share, default=0.6, help="share of training labels made another class")
+    add("--epochs", type=positive, default=60, help="of training")
     # ANL's gradients are smaller; at the other's rate either does worse.
     add("--ce-learning-rate", type=float, default=0.03, help="of SGD for CE; cosine to zero")
     add("--anl-learning-rate", type=float, default=0.3, help="of SGD for ANL-CE; cosine to zero")
-    add("--seed", type=int, default=0, help="of split, noise, weights and batches")
+    add("--seed", type=at_least(0), default=0, help="of split, noise, weights and batches")
     add("--out", type=Path, default=Path("out/lightning_classifier"), help="directory of the JSON")
     add("--quick", action="store_true", help="smoke run of some seconds; its figures mean nothing")
     if parser.parse_known_args(argv)[0].quick:

@@ -208,6 +208,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES, help="default: all")
     modes = parser.parse_args().mode
+    if "RANK" not in os.environ:
+        parser.error(
+            "the processes are torchrun's: torchrun --standalone --nproc-per-node 2 "
+            "examples/parallel.py"
+        )
     torch.set_default_dtype(torch.float64)
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import commit, machine, versions, write_json
+from common import (
+    Distinct,
+    at_least,
+    check_record,
+    commit,
+    machine,
+    positive,
+    share,
+    versions,
+    write_json,
+)
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Table
@@ -23,6 +33,7 @@ from segmentation_demo import report
 from segmentation_demo.data import Shapes, draw
 from segmentation_demo.train import losses, train
 
+RECORD = "segmentation.json"
 QUICK = {"train_images": 20, "test_images": 10, "size": 16, "epochs": 2, "seeds": [0]}
 
 
@@ -33,21 +44,31 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--train-images", type=int, default=1000, help="pictures with noisy masks")
-    add("--test-images", type=int, default=200, help="pictures with clean masks")
-    add("--size", type=int, default=32, help="pixels of a side, a multiple of 4")
-    add("--noise", type=float, default=0.4, help="share of the shapes that are labelled wrongly")
-    add("--epochs", type=int, default=30, help="passes over the training pictures")
-    add("--batch", type=int, default=20, help="pictures a step")
+    add("--train-images", type=positive, default=1000, help="pictures with noisy masks")
+    add("--test-images", type=positive, default=200, help="pictures with clean masks")
+    add(
+        "--size",
+        type=at_least(8, multiple_of=4),
+        default=32,
+        help="pixels of a side, a multiple of 4 from 8 on",
+    )
+    add("--noise", type=share, default=0.4, help="share of the shapes that are labelled wrongly")
+    add("--epochs", type=positive, default=24, help="passes over the training pictures")
+    add("--batch", type=positive, default=20, help="pictures a step")
     add("--learning-rate", type=float, default=3e-3, help="of Adam; cosine schedule to zero")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of pictures, noise and weights")
-    add("--losses", nargs="+", default=list(losses()), choices=list(losses()), help="to compare")
+    seeds = {"type": at_least(0), "nargs": "+", "action": Distinct}
+    add("--seeds", **seeds, default=[0, 1, 2], help="of pictures, noise and weights")
+    names = {"choices": list(losses()), "nargs": "+", "action": Distinct}
+    add("--losses", **names, default=list(losses()), help="to compare")
     add("--out", type=Path, default=Path("out/segmentation"), help="directory of the results")
     add("--quick", action="store_true", help="smoke run of seconds; its figures mean nothing")
     add("--render", action="store_true", help="make page and curves of --out's record, train none")
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.render:
+        check_record(parser, args.out / RECORD)
+    return args
 
 
 def data_of(args: argparse.Namespace, seed: int) -> tuple[Shapes, Shapes]:
@@ -90,7 +111,7 @@ def render(record: dict[str, Any], out: Path) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Train, or only render."""
-    path = args.out / "segmentation.json"
+    path = args.out / RECORD
     if not args.render:
         arguments = {k: v for k, v in vars(args).items() if k not in ("out", "render", "quick")}
         runs = train_all(args, console)

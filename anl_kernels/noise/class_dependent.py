@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anl_kernels.noise.labels import CPU, check_num_classes, check_rate, generator, read
+from anl_kernels.noise.labels import CPU, as_int, check_num_classes, check_rate, generator, read
 from anl_kernels.noise.result import NoisyLabels, report
 
 _BLOCK = 5
@@ -51,22 +51,25 @@ def symmetric(
         rate: the share of labels that change, in [0, 1].
         num_classes: K, at least 2.
         seed: the same arguments and seed give the same labels, whatever the device.
-        ignore_index: labels with this value stay, and count nowhere.
+        ignore_index: labels with this value stay, and count nowhere. It may be one of the classes,
+            as where 0 is void: then no label becomes it, and there are K - 2 others.
 
     Raises:
-        TypeError: labels are not integers, or seed or num_classes is not an int.
-        ValueError: rate is outside [0, 1], or num_classes is below 2 or more than the labels' dtype
-            holds.
+        TypeError: labels are not integers, rate is no number, or seed, num_classes or ignore_index
+            is not an int.
+        ValueError: rate is outside [0, 1], seed has more than 64 bits, or num_classes is below 2 (3
+            with ignore_index among the classes) or more than the labels' dtype holds.
         IndexError: a label is outside [0, K) and not ignore_index.
 
     Source: Ma et al., ICML 2020, and its official code.
     """
     checked = read(labels, num_classes, ignore_index)
     rng = generator(seed)
-    k = checked.num_classes
-    flipped = _exact_share(checked.flat, checked.counted, check_rate(rate), k, rng)
-    offset = torch.randint(1, k, flipped.shape, generator=rng, device=CPU)
-    return report(checked, torch.where(flipped, (checked.flat + offset) % k, checked.flat))
+    flipped = _exact_share(
+        checked.flat, checked.counted, check_rate(rate), checked.num_classes, rng
+    )
+    other = _any_other(checked.flat, checked.num_classes, checked.void, rng)
+    return report(checked, torch.where(flipped, other, checked.flat))
 
 
 def asymmetric(
@@ -97,12 +100,14 @@ def asymmetric(
             not flip.
         num_classes: K; needed with a mapping, and known for a data set.
         seed: as for :func:`symmetric`.
-        ignore_index: as for :func:`symmetric`.
+        ignore_index: labels with this value stay, and count nowhere.
 
     Raises:
-        TypeError, IndexError: as for :func:`symmetric`.
+        TypeError: as for :func:`symmetric`; mapping is not a mapping, or not of ints.
+        IndexError: as for :func:`symmetric`.
         ValueError: as for :func:`symmetric`; not exactly one of dataset and mapping; the data set
-            is unknown; the mapping leaves [0, K) or maps a class to itself.
+            is unknown; the mapping leaves [0, K) or maps a class to itself; a class flips to
+            ignore_index.
 
     Source: Patrini et al., CVPR 2017, as in the official code of Ma et al., ICML 2020.
     """
@@ -124,10 +129,12 @@ def pair(
             :func:`symmetric`.
         num_classes: K, at least 2.
         seed: as for :func:`symmetric`.
-        ignore_index: as for :func:`symmetric`.
+        ignore_index: labels with this value stay, and count nowhere; outside [0, K).
 
     Raises:
-        TypeError, ValueError, IndexError: as for :func:`symmetric`.
+        TypeError, IndexError: as for :func:`symmetric`.
+        ValueError: as for :func:`symmetric`; ignore_index is in [0, K), so that the class before
+            would flip to it.
 
     Source: Han et al., NeurIPS 2018.
     """
@@ -139,6 +146,13 @@ def _flip_to(labels: Any, rate: float, target: Tensor, seed: int, ignore_index: 
     """Change labels of each class c to target[c], (K,); classes that are their own target stay."""
     checked = read(labels, len(target), ignore_index)
     flips = target != torch.arange(len(target), device=CPU)
+    to_void = flips & (target == ignore_index)
+    if to_void.any():
+        raise ValueError(
+            f"ignore_index must not be a class that labels flip to, got {ignore_index}, to which "
+            f"{to_void.nonzero()[:, 0].tolist()} of [0, {len(target)}) flip: a changed label would "
+            f"be ignored; number the classes without it"
+        )
     labels_that_flip = checked.counted.clone()
     labels_that_flip[checked.counted] = flips[checked.flat[checked.counted]]
     rng = generator(seed)
@@ -146,6 +160,15 @@ def _flip_to(labels: Any, rate: float, target: Tensor, seed: int, ignore_index: 
     noisy = checked.flat.clone()
     noisy[flipped] = target[noisy[flipped]]
     return report(checked, noisy)
+
+
+def _any_other(flat: Tensor, k: int, void: int | None, rng: torch.Generator) -> Tensor:
+    """(M,) for each label another class than its own and than ``void``, uniformly."""
+    if void is None:
+        return (flat + torch.randint(1, k, flat.shape, generator=rng, device=CPU)) % k
+    place = flat - (flat > void).long()  # among the classes without void
+    place = (place + torch.randint(1, k - 1, flat.shape, generator=rng, device=CPU)) % (k - 1)
+    return place + (place >= void).long()
 
 
 def _exact_share(
@@ -197,11 +220,19 @@ def _flips(
     if num_classes is None:
         raise ValueError("num_classes must be given with a mapping")
     num_classes = check_num_classes(num_classes)
-    for source, destination in mapping.items():
+    if not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"mapping must give a noisy class by clean class, as {{0: 3}} does, got {mapping!r}"
+        )
+    flips = {
+        as_int("a class of mapping", source): as_int("a class of mapping", destination)
+        for source, destination in mapping.items()
+    }
+    for source, destination in flips.items():
         inside = 0 <= source < num_classes and 0 <= destination < num_classes
         if not inside or source == destination:
             raise ValueError(
                 f"mapping must lead from classes in [0, {num_classes}) to others of them, "
                 f"got {source} to {destination}"
             )
-    return mapping, num_classes
+    return flips, num_classes

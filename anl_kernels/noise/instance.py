@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anl_kernels.noise.labels import CPU, check_rate, generator, read
+from anl_kernels.noise.labels import CPU, check_rate, check_seed, generator, read
 from anl_kernels.noise.result import NoisyLabels, report
 
 RATE_DEVIATION = 0.1
 SCORES_AT_ONCE = 1 << 22
 """Scores, rows times K, that are in memory together."""
+SCORE_LIMIT = 1e37
+"""Largest feature times d: an entry of W is below 10, and float32 ends at 3e38."""
 
 
 def instance_dependent(
@@ -24,6 +26,7 @@ def instance_dependent(
     *,
     seed: int = 0,
     ignore_index: int = -100,
+    part: int = 0,
 ) -> NoisyLabels:
     """Change labels with a probability and to a class that depend on the sample (PDN).
 
@@ -35,7 +38,9 @@ def instance_dependent(
 
     Matrices are made for one class at a time and scores for some rows, so that memory goes with
     d K and not with N d K. A class's matrix follows from the seed, K and d alone: parts of a data
-    set that get noise in separate calls share it.
+    set that get noise in separate calls share it. Rates and draws of the i-th sample follow from
+    the seed and i, whatever its features: two parts with one seed change at the same places. Give
+    each another ``part``, as in ``instance_dependent(x, y, 0.4, 10, seed=seed, part=1)``.
 
     Args:
         features: (N, d) or (N, ...), flattened: numbers, as a tensor on any device, a NumPy array,
@@ -45,12 +50,14 @@ def instance_dependent(
         rate: the mean share of labels that change, in [0, 1].
         num_classes: K, at least 2.
         seed: the same arguments and seed give the same labels, whatever the device.
-        ignore_index: labels with this value stay, and count nowhere.
+        ignore_index: as for :func:`anl_kernels.noise.symmetric`.
+        part: which part of a data set this is: other draws with the same matrices.
 
     Raises:
-        TypeError, IndexError: as for :func:`anl_kernels.noise.symmetric`.
+        TypeError: as for :func:`anl_kernels.noise.symmetric`; part is not an int.
+        IndexError: as for :func:`anl_kernels.noise.symmetric`.
         ValueError: as for :func:`anl_kernels.noise.symmetric`; labels are not (N,), features do
-            not have N rows, or a feature is not finite.
+            not have N rows, or a feature is not finite or so large that scores may overflow.
 
     Source: Xia et al., Part-dependent Label Noise, NeurIPS 2020.
     """
@@ -60,6 +67,8 @@ def instance_dependent(
     rate = check_rate(rate)
     rng = generator(seed)
     class_seeds = torch.randint(2**62, (k,), generator=rng, device=CPU)
+    if check_seed("part", part) != 0:
+        rng = generator(_any_seed(rng) ^ _any_seed(generator(part)))
     if rate > 0:
         rates = _truncated_normal(len(noisy), rate, rng)
         changes = checked.counted & (_uniform(len(noisy), rng) < rates)
@@ -68,14 +77,15 @@ def instance_dependent(
             matrix_rng = generator(int(class_seeds[y]))
             size = rows.shape[1], k
             matrix = torch.randn(size, generator=matrix_rng, dtype=torch.float32, device=CPU)
-            for part in chosen.split(max(1, SCORES_AT_ONCE // k)):
-                noisy[part] = _other_class(rows[part].float() @ matrix, y, rng)
+            without = [y] if checked.void is None else [y, checked.void]
+            for some in chosen.split(max(1, SCORES_AT_ONCE // k)):
+                noisy[some] = _other_class(rows[some].float() @ matrix, without, rng)
     return report(checked, noisy)
 
 
-def _other_class(scores: Tensor, y: int, rng: torch.Generator) -> Tensor:
-    """(n,) classes drawn from the softmax of scores (n, K) without class y."""
-    scores[:, y] = -torch.inf
+def _other_class(scores: Tensor, without: list[int], rng: torch.Generator) -> Tensor:
+    """(n,) classes drawn from the softmax of scores (n, K) without some classes."""
+    scores[:, without] = -torch.inf
     return scores.softmax(dim=1).multinomial(1, generator=rng)[:, 0]
 
 
@@ -89,6 +99,10 @@ def _truncated_normal(size: int, mean: float, rng: torch.Generator) -> Tensor:
 
 def _uniform(size: int, rng: torch.Generator) -> Tensor:
     return torch.rand(size, generator=rng, dtype=torch.float64, device=CPU)
+
+
+def _any_seed(rng: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=rng, device=CPU))
 
 
 def _read_features(features: Any, shape: tuple[int, ...]) -> Tensor:
@@ -108,4 +122,12 @@ def _read_features(features: Any, shape: tuple[int, ...]) -> Tensor:
     rows = features.detach().cpu().flatten(1)
     if not rows.isfinite().all():
         raise ValueError("features must be finite, got NaN or infinity")
+    if rows.is_floating_point() and rows.numel():
+        low, high = (end.item() for end in rows.aminmax())
+        largest, limit = max(-low, high), SCORE_LIMIT / rows.shape[1]
+        if largest > limit:
+            raise ValueError(
+                f"features must be at most {limit:.1g} in size, so that {rows.shape[1]} of them do "
+                f"not overflow in float32, got {largest:.1g}; standardise them"
+            )
     return rows

@@ -28,6 +28,8 @@ class Labels:
     counted: Tensor
     """(M,) bool: not the ignore_index."""
     num_classes: int
+    void: int | None
+    """The ignore_index where it is in [0, K): no label may become it."""
     restore: Callable[[Tensor], Any]
     """Gives a flat tensor the shape, device and kind of what was given."""
 
@@ -42,6 +44,13 @@ class Labels:
 def read(labels: Any, num_classes: int, ignore_index: int) -> Labels:
     """Check labels; IndexError names the first that is neither a class nor ``ignore_index``."""
     num_classes = check_num_classes(num_classes)
+    ignore_index = as_int("ignore_index", ignore_index)
+    void = ignore_index if 0 <= ignore_index < num_classes else None
+    if void is not None and num_classes < 3:
+        raise ValueError(
+            f"num_classes must be at least 3 where ignore_index ({void}) is one of the classes, "
+            f"got {num_classes}: there is nothing else to change a label to"
+        )
     if isinstance(labels, Tensor):
         given, flat, restore = _read_tensor(labels)
         largest = torch.iinfo(labels.dtype).max
@@ -59,30 +68,43 @@ def read(labels: Any, num_classes: int, ignore_index: int) -> Labels:
             f"label {row} of the labels is {int(flat[row])}, outside [0, {num_classes}) and not "
             f"ignore_index ({ignore_index}); correct the label or pass ignore_index"
         )
-    return Labels(given, flat, counted, num_classes, restore)
+    return Labels(given, flat, counted, num_classes, void, restore)
 
 
 def check_num_classes(num_classes: int) -> int:
     """The number of classes; TypeError or ValueError unless some can flip."""
-    num_classes = _as_int("num_classes", num_classes)
+    num_classes = as_int("num_classes", num_classes)
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2 to change labels, got {num_classes}")
     return num_classes
 
 
 def check_rate(rate: float) -> float:
-    """The rate as a float; ValueError unless it is in [0, 1]."""
-    if not 0 <= rate <= 1:
+    """The rate as a float; ValueError unless it is in [0, 1], TypeError of no number."""
+    try:
+        inside = bool(0 <= rate <= 1)
+    except (TypeError, ValueError, RuntimeError):  # the latter two of arrays and of tensors
+        raise TypeError(f"rate must be a number in [0, 1], got {rate!r}") from None
+    if not inside:
         raise ValueError(f"rate must be a share in [0, 1], got {rate!r}")
     return float(rate)
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator that every call makes anew from its seed."""
-    return torch.Generator(CPU).manual_seed(_as_int("seed", seed))
+    """A generator that every call makes anew from its seed; ValueError outside int64."""
+    return torch.Generator(CPU).manual_seed(check_seed("seed", seed))
 
 
-def _as_int(name: str, value: Any) -> int:
+def check_seed(name: str, seed: int) -> int:
+    """An int of 64 bits."""
+    seed = as_int(name, seed)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{name} must be in [-2**63, 2**63), got {seed}")
+    return seed
+
+
+def as_int(name: str, value: Any) -> int:
+    """An int, also of NumPy; TypeError names the argument."""
     try:
         return operator.index(value)
     except TypeError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import tables
 from .corpus import SOURCES
-from .plans import ADAMW, ADAMW_CLIPPED, CLIPPED, PLAIN
+from .plans import ADAMW, ADAMW_CLIPPED, CLIPPED, PLAIN, STUDIES
 from .plots import recipe_plot, scale_plot
 from .selection import REFERENCE, Summary, having, summaries, values
 
@@ -17,10 +17,10 @@ Study = dict[str, Any]
 INTRODUCTION = """\
 # Very many classes: what trains, and which loss is best
 
-Made by `examples/class_scale.py` (`--render` makes this page and the plots anew) from the JSON
-files beside it, which have every run: arguments, seed, curve, norms of gradients, seconds, and the
-versions and the commit it ran with. [docs/many_classes.md](../../../docs/many_classes.md) says what
-to make of it.
+Made by `python examples/class_scale.py --out examples/results/class_scale` (with `--render` this
+page and the plots alone) from the JSON files beside it, which have every run: arguments, seed,
+curve, norms of gradients, seconds, and the versions and the commit it ran with.
+[docs/many_classes.md](../../../docs/many_classes.md) says what to make of it.
 
 The task is next-token prediction over Python files: from the last 4 tokens one of K classes, the
 K - 1 most frequent tokens and one for all others (which is never the label). The network is small:
@@ -78,7 +78,9 @@ def write(directory: Path) -> None:
 def load(directory: Path) -> dict[str, Study]:
     """The studies by name."""
     return {
-        path.stem: json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("*.json"))
+        name: json.loads(path.read_text("utf-8"))
+        for name in sorted(STUDIES)
+        if (path := directory / f"{name}.json").is_file()
     }
 
 

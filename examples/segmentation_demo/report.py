@@ -106,14 +106,16 @@ def save_curves(record: dict[str, Any], path: Path) -> None:
 
 def save_pictures(data: Shapes, path: Path, count: int = 6) -> None:
     """Some pictures, the masks that training sees, and the clean ones."""
-    figure, axes = plt.subplots(3, count, figsize=(1.3 * count, 4), layout="constrained")
+    count = min(count, len(data.images))
+    size = (max(1.3 * count, 4), 4)  # the title's width at least
+    figure, axes = plt.subplots(3, count, figsize=size, layout="constrained", squeeze=False)
     colours = mpl.colormaps["tab10"].with_extremes(over="white")
     for i in range(count):
-        axes[0, i].imshow(data.images[i].permute(1, 2, 0).clamp(0, 1))
+        axes[0, i].imshow(data.images[i].permute(1, 2, 0).clamp(0, 1).numpy())
         for row, masks in ((1, data.noisy), (2, data.clean)):
             mask = masks[i].clone()
             mask[mask == VOID] = 99
-            axes[row, i].imshow(mask, cmap=colours, vmin=0, vmax=9, interpolation="nearest")
+            axes[row, i].imshow(mask.numpy(), cmap=colours, vmin=0, vmax=9, interpolation="nearest")
     for row, title in enumerate(("picture", "as labelled", "clean")):
         axes[row, 0].set_ylabel(title)
     for axis in axes.flat:

@@ -101,10 +101,28 @@ def other_losses(record):
 
 
 def test_the_document_says_what_was_measured_of_auto_under_adamw(study, top1):
-    for optimiser in (study.plans.ADAMW, study.plans.ADAMW_CLIPPED):
-        for K in (10, 100, 1000):
+    adamw, clipped = study.plans.ADAMW, study.plans.ADAMW_CLIPPED
+    for optimiser, classes in ((adamw, (10, 100, 1000, 10_000)), (clipped, (10, 100, 1000))):
+        for K in classes:
             plain, auto = (top1(optimiser, f"ANL(5,5){end}", K) for end in ("", " auto"))
             assert round(abs(plain - auto), 1) <= 2.2
+
+
+def test_the_document_says_what_was_measured_of_gce_times_a_factor(study, top1):
+    names = "GCE(0.7)", "K^0.7 GCE(0.7)"
+    for K in (10, 100, 1000):
+        plain, times = (top1(study.plans.ADAMW, name, K) for name in names)
+        assert round(abs(plain - times), 1) <= 0.1
+    clipped = [[top1(study.plans.ADAMW_CLIPPED, name, K) for name in names] for K in (100, 1000)]
+    assert clipped == [[30.1, 28.7], [23.7, 22.7]]
+    runs = study.report.load(RESULTS)["scale"]["runs"]
+    ran = {
+        K: {r["run"]["loss"] for r in study.selection.optimised_by(found, study.plans.ADAMW)}
+        for K in (1000, 10_000)
+        for found in [study.selection.having(runs, num_classes=K, noise=0.0)]
+    }
+    assert ran[1000] == set(study.plans.SCALE_LOSSES)
+    assert ran[10_000] == {"CE", "GCE(0.7)", "K/6 NCE + GCE", "ANL(5,5)", "ANL(5,5) auto"}
 
 
 def test_the_document_says_what_was_measured_of_min_prob(study):

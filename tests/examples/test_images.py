@@ -260,6 +260,30 @@ def test_every_method_has_every_column(study):
             assert (method.weight_decay == 0) == (method.l1 > 0)
 
 
+@pytest.mark.usefixtures("study")
+def test_the_document_says_which_wrong_labels_are_fitted():
+    """docs/label_noise.md."""
+    from image_study import records
+
+    results = ROOT / "examples" / "results"
+    digits = records.load(results / "digits" / "images.json")
+    mnist = records.load(results / "digits_mnist_weights" / "images.json")
+    robust = "GCE", "NCE+MAE", "ANL-CE", "ANL-FL", "ANL-CE-ER"
+    for rate in (0.2, 0.4, 0.6, 0.8):
+        setting = records.Setting("symmetric", rate)
+        assert all(digits.fitted_wrong(name, setting).mean < 12 for name in robust)
+        assert all(digits.fitted_wrong(name, setting).mean > 99.995 for name in ("CE", "FL"))
+    asymmetric = records.Setting("asymmetric", 0.4)
+    fitted = [round(digits.fitted_wrong(name, asymmetric).mean) for name in (*robust, "CE", "FL")]
+    assert fitted == [65, 24, 32, 33, 24, 100, 97]
+    for rate, wanted in ((0.0, [97.04, 96.74]), (0.6, [86.37, 85.11])):
+        setting = records.Setting("symmetric", rate)
+        found = [study.last("GCE", setting) for study in (mnist, digits)]
+        assert [round(summary.mean, 2) for summary in found] == wanted
+        assert found[0].mean - found[1].mean < min(summary.deviation for summary in found)
+    assert round(mnist.last("SCE", records.Setting("symmetric", 0.6)).mean, 2) == 82.52
+
+
 def test_documents_quote_the_pages():
     quoted = 0
     for document in (ROOT / "docs").glob("*.md"):

@@ -29,6 +29,17 @@ def test_the_committed_page_is_its_records(tmp_path):
     assert (tmp_path / "README.md").read_text() == (RESULTS / "README.md").read_text()
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_pictures_of_few(monkeypatch, tmp_path, count):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from segmentation_demo.data import draw
+    from segmentation_demo.report import save_pictures
+
+    data = draw(count, 16, noise=0.4, generator=np.random.default_rng(0))
+    save_pictures(data, tmp_path / "pictures.png")
+    assert (tmp_path / "pictures.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_noisy_masks_differ_in_whole_shapes(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     from segmentation_demo.data import CLASSES, VOID, draw

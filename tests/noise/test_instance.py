@@ -58,6 +58,40 @@ def test_parts_of_a_data_set_share_the_matrices():
         assert len(targets[0]) == 1
 
 
+def test_parts_of_a_data_set_change_at_their_own_places(samples):
+    x, labels = samples
+    plain, same, other, another = (
+        noise.instance_dependent(x[rows], labels[rows], 0.4, K, part=part)
+        for rows, part in (
+            (slice(5000), 0),
+            (slice(5000, 10_000), 0),
+            (slice(5000), 1),
+            (slice(5000), 2),
+        )
+    )
+    assert torch.equal(plain.changed, same.changed)
+    for one, two in ((plain, other), (plain, another), (other, another)):
+        both = (one.changed & two.changed).float().mean().item()
+        assert both == pytest.approx(one.rate * two.rate, abs=5 * 0.4 / 5000**0.5)
+    again = noise.instance_dependent(x[:5000], labels[:5000], 0.4, K, part=1)
+    assert torch.equal(again.labels, other.labels)
+
+
+def test_parts_with_other_draws_share_the_matrices():
+    x = torch.full((500, D), 30.0)
+    y = torch.zeros(500, dtype=torch.int64)
+    targets = {
+        noise.instance_dependent(x, y, 0.5, K, seed=2, part=part).labels.max().item()
+        for part in range(4)
+    }
+    assert len(targets) == 1
+
+
+def test_features_as_large_as_they_may_be():
+    x = torch.full((50, D), 1.9e36)
+    assert noise.instance_dependent(x, torch.arange(5).repeat(10), 0.5, K).changed.any()
+
+
 def test_scores_in_parts_stay_small(samples, monkeypatch):
     shapes = []
     other_class = instance._other_class
@@ -96,6 +130,12 @@ def test_images_arrays_and_ignored_labels():
         (torch.rand(3, 2), [0, 1], r"features must have shape \(N, d\).*N = 2.*got \(3, 2\)"),
         (torch.rand(2), [0, 1], r"features must have shape .* got \(2,\)"),
         (torch.tensor([[1.0], [torch.nan]]), [0, 1], "features must be finite"),
+        (torch.full((2, 2), 1e37), [0, 1], "features must be at most 5e\\+36 .* got 1e\\+37"),
+        (
+            torch.full((2, 2), -1e39, dtype=torch.float64),
+            [0, 1],
+            "features must be at most .* got 1e\\+39",
+        ),
         (torch.rand(2, 2), [[0, 1]], r"labels must have shape \(N,\).*got \(1, 2\)"),
     ],
 )

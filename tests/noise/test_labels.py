@@ -42,6 +42,30 @@ def test_masks_keep_their_shape_and_ignored_pixels():
     assert noisy.changed.sum() == 36
 
 
+@pytest.mark.parametrize("void", [0, 2, 4])
+@pytest.mark.parametrize("rate", [0.5, 1])
+def test_no_label_becomes_a_void_class(void, rate):
+    mask = torch.arange(5).repeat(400)
+    drawn = (
+        noise.symmetric(mask, rate, 5, ignore_index=void),
+        noise.instance_dependent(torch.randn(2000, 3), mask, rate, 5, ignore_index=void),
+    )
+    for noisy in drawn:
+        assert torch.equal(noisy.labels == void, mask == void)
+        assert torch.equal(noisy.changed, noisy.labels != mask)
+        others = [i for i in range(5) if i != void]
+        for i in others:
+            got = noisy.labels[noisy.changed & (mask == i)].unique().tolist()
+            assert got == [j for j in others if j != i]
+    assert drawn[0].changed.sum() == rate * 1600
+
+
+def test_flips_that_do_not_lead_to_the_void_class():
+    mask = [0, 1, 2, 3] * 10
+    noisy = noise.asymmetric(mask, 1, mapping={0: 1, 2: 1}, num_classes=4, ignore_index=0)
+    assert noisy.labels.tolist() == [0, 1, 1, 3] * 10
+
+
 def test_what_was_given_is_left_alone():
     array, tensor = np.array(SOME), torch.tensor(SOME)
     for labels in (array, tensor):
@@ -128,6 +152,44 @@ def test_the_module_is_the_packages():
         (lambda: noise.symmetric([-1], 0.2, 4), IndexError, "label 0 of the labels is -1"),
         (lambda: noise.symmetric(SOME, 1.2, 4), ValueError, r"rate must be .* got 1\.2"),
         (lambda: noise.symmetric(SOME, float("nan"), 4), ValueError, "rate must be .* got nan"),
+        (
+            lambda: noise.symmetric(SOME, "0.2", 4),
+            TypeError,
+            r"rate must be a number .* got '0\.2'",
+        ),
+        (lambda: noise.pair(SOME, None, 4), TypeError, "rate must be a number .* got None"),
+        (lambda: noise.pair(SOME, np.ones(2), 4), TypeError, "rate must be a number"),
+        (lambda: noise.symmetric(SOME, 0.2, 4, seed=2**63), ValueError, "seed must be in .* got 9"),
+        (
+            lambda: noise.symmetric(SOME, 0.2, 4, ignore_index=None),
+            TypeError,
+            "ignore_index must be an int, got None",
+        ),
+        (
+            lambda: noise.symmetric([0, 1], 0.2, 2, ignore_index=0),
+            ValueError,
+            r"num_classes must be at least 3 where ignore_index \(0\)",
+        ),
+        (
+            lambda: noise.pair(SOME, 0.2, 4, ignore_index=0),
+            ValueError,
+            r"ignore_index must not be a class .* got 0, to which \[3\] of \[0, 4",
+        ),
+        (
+            lambda: noise.asymmetric(SOME, 0.2, "mnist", ignore_index=1),
+            ValueError,
+            r"ignore_index must not be .* got 1, to which \[7\]",
+        ),
+        (
+            lambda: noise.asymmetric(SOME, 0.2, mapping={0: 1.5}, num_classes=4),
+            TypeError,
+            r"a class of mapping must be an int, got 1\.5",
+        ),
+        (
+            lambda: noise.asymmetric(SOME, 0.2, mapping=[1, 0], num_classes=4),
+            TypeError,
+            r"mapping must give a noisy class by clean class.* got \[1, 0\]",
+        ),
         (
             lambda: noise.symmetric([0], 0.2, 1),
             ValueError,
