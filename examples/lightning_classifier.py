@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import anl_kernels as ak
 from anl_kernels import presets
 from anl_kernels.integrations.lightning import L1Penalty
+from anl_kernels.noise import symmetric
 
 NUM_CLASSES, NUM_TEST = 10, 450
 CLIP = 5.0  # ANL's, of the gradient with the penalty in it
@@ -68,10 +69,8 @@ def data(noise: float, seed: int) -> tuple[TensorDataset, TensorDataset]:
     order = torch.randperm(len(digits.target), generator=generator)
     x = torch.from_numpy(digits.data).float()[order] / 16
     clean = torch.from_numpy(digits.target).long()[order]
-    wrong = torch.rand(len(clean), generator=generator) < noise
-    steps = torch.randint(1, NUM_CLASSES, clean.shape, generator=generator)
-    noisy = torch.where(wrong, (clean + steps) % NUM_CLASSES, clean)
-    train = TensorDataset(x[NUM_TEST:], noisy[NUM_TEST:])
+    noisy = symmetric(clean[NUM_TEST:], noise, NUM_CLASSES, seed=seed)
+    train = TensorDataset(x[NUM_TEST:], noisy.labels)
     return train, TensorDataset(x[:NUM_TEST], clean[:NUM_TEST])
 
 

@@ -103,12 +103,10 @@ def _share(num_items: Tensor | int, rows: Tensor) -> Tensor:
     """What one item counts. As a factor of rows it costs no further pass over the gradient."""
     dtype = accumulator_dtype(rows.dtype)
     if not isinstance(num_items, Tensor):
-        if num_items <= 0:
-            raise ValueError(
-                f"num_items_in_batch must be positive, got {num_items}; where no label counts pass "
-                f"1, or None for the mean"
-            )
-        return torch.full((), 1 / num_items, dtype=dtype, device=rows.device)
+        if num_items < 0:
+            raise ValueError(f"num_items_in_batch must not be negative, got {num_items}")
+        # Of no items, a batch whose labels are all ignored, the loss is 0.
+        return torch.full((), 1 / max(num_items, 1), dtype=dtype, device=rows.device)
     # DataParallel hands each replica one number in a dimension of its own.
     if num_items.numel() != 1:
         raise ValueError(

@@ -55,7 +55,7 @@ def compute_loss_func(
         TypeError: terms is not a term or has learned weights, or an option is unknown. By the
             result, if labels are None or there are no logits.
         ValueError: an option has a value it cannot have. By the result, if labels do not fit, or
-            num_items_in_batch is no positive number.
+            num_items_in_batch is negative, or several numbers.
 
     Example:
         >>> Trainer(model, args, compute_loss_func=compute_loss_func(ak.GCE(q=0.7)), ...)

@@ -267,9 +267,11 @@ def test_outputs_without_logits():
 
 def test_numbers_of_items():
     logits, compute = torch.randn(4, 9, VOCABULARY), compute_loss_func(TERMS)
-    for items in (0, -3):
-        with pytest.raises(ValueError, match=f"num_items_in_batch must be positive, got {items}"):
-            compute(logits, LABELS, items)
+    nothing = torch.full_like(LABELS, -100)
+    for items in (None, 0, torch.tensor(0)):
+        assert compute(logits, nothing, items) == 0
+    with pytest.raises(ValueError, match="num_items_in_batch must not be negative, got -3"):
+        compute(logits, LABELS, -3)
     with pytest.raises(ValueError, match=r"must be one number, got a tensor of shape \(2,\)"):
         compute(logits, LABELS, torch.tensor([3, 4]))
 
