@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anl_kernels import checks
 from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.labels import is_ignored
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction, class_scale_at
 from anl_kernels.sharding.dtensor import local_classes, replicated
 from anl_kernels.sharding.shards import ClassShards
@@ -97,7 +98,7 @@ def row_scale_of(
         mean = reduction == "mean"
         factor = 1 / max(1, num_counted) if mean else 1.0
         return torch.scalar_tensor(factor, dtype=acc, device=like.device)
-    ignored = target == ignore_index
+    ignored = is_ignored(target, ignore_index)
     scale = None
     if weight is not None:
         # The label may be ignore_index or, on a GPU, wrong; neither may become an address, nor

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
+from anl_kernels.labels import is_ignored
 
 _check_labels_everywhere = os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
 _PLAIN = (Tensor, Parameter)
@@ -68,6 +69,17 @@ def check_labels_of(
     target: Tensor, shape: torch.Size, name: str, other: Tensor, argument: str = "target"
 ) -> None:
     """Raise TypeError or ValueError unless target holds class indices, in a shape, for a tensor."""
+    check_label_dtype(target, argument)
+    if target.shape != shape:
+        raise ValueError(
+            f"{argument} must have shape {tuple(shape)} for {name} of shape {tuple(other.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    check_device(argument, target, other)
+
+
+def check_label_dtype(target: Tensor, argument: str) -> None:
+    """Raise TypeError unless a tensor, named so, can hold class indices."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(target).__name__}")
     if target.dtype not in (torch.int64, torch.int32):
@@ -79,12 +91,6 @@ def check_labels_of(
         raise TypeError(
             f"{argument} must be int64 or int32 class indices, got {target.dtype}; {hint}"
         )
-    if target.shape != shape:
-        raise ValueError(
-            f"{argument} must have shape {tuple(shape)} for {name} of shape {tuple(other.shape)}, "
-            f"got {tuple(target.shape)}"
-        )
-    check_device(argument, target, other)
 
 
 def is_number(value: object) -> bool:
@@ -127,7 +133,7 @@ def check_labels_in_range(
             return counted
     elif _watched(target):
         return None
-    outside = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    outside = ((target < 0) | (target >= num_classes)) & ~is_ignored(target, ignore_index)
     if not outside.any():
         return None
     row = tuple(outside.nonzero()[0].tolist())

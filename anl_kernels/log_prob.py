@@ -15,6 +15,7 @@ from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.backends.selection import choose_backend
 from anl_kernels.checks import class_dim
 from anl_kernels.execution import Call, run
+from anl_kernels.labels import is_ignored
 from anl_kernels.ops import RowSpec
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction
 from anl_kernels.sharding.shards import ClassShards
@@ -189,7 +190,7 @@ class LogProbLoss(nn.Module):
             class_scale=1.0,
         )
         log_p = _of_one_class(logits, target, self.ignore_index, shards)
-        ignored = target == self.ignore_index
+        ignored = is_ignored(target, self.ignore_index)
         # A head may have a pole at p = 1, whose gradient no factor of 0 would make 0.
         losses = self.head(log_p.masked_fill(ignored, _NEUTRAL))
         if not isinstance(losses, Tensor) or losses.shape != log_p.shape:
@@ -233,7 +234,7 @@ class _LogProbsFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The log-probabilities, the label, and the statistics that backward needs."""
         dim = class_dim(logits)
-        ignored = classes == ignore_index
+        ignored = is_ignored(classes, ignore_index)
         outside = ~ignored & ((classes < 0) | (classes >= logits.shape[dim]))
         z = logits.gather(dim, _places(classes, logits)).to(accumulator_dtype(logits.dtype))
         # Whatever is wrong with a row is to show in it; an ignored entry only where all are.
@@ -259,7 +260,7 @@ class _LogProbsFunction(torch.autograd.Function):
         """``scatter(grad) - p * sum(grad)``."""
         logits, classes, log_probs, label, stats = ctx.saved_tensors
         ignore_index, backend = ctx.args
-        grad = grad.masked_fill(classes == ignore_index, 0)
+        grad = grad.masked_fill(is_ignored(classes, ignore_index), 0)
         if torch.is_grad_enabled():
             return _differentiable(grad, logits, classes, ignore_index), None, None, None
         dim = class_dim(logits)
@@ -269,7 +270,7 @@ class _LogProbsFunction(torch.autograd.Function):
         )
         values = _gradient_at(classes, logits.shape[dim], grad, total, log_probs, label, dim)
         # Those of ignored entries go where the label's went, and are the same.
-        ignored = classes == ignore_index
+        ignored = is_ignored(classes, ignore_index)
         at_label = values.gather(dim, (classes == label).to(torch.uint8).argmax(dim, keepdim=True))
         values = torch.where(ignored, at_label, values).to(logits.dtype)
         places = _places(torch.where(ignored, label, classes), logits)
@@ -313,7 +314,7 @@ def _sum_of_equals(classes: Tensor, values: Tensor, num_classes: int, dim: int) 
 def _differentiable(grad: Tensor, logits: Tensor, classes: Tensor, ignore_index: int) -> Tensor:
     """The gradient by what PyTorch can differentiate further."""
     dim = class_dim(logits)
-    ignored = classes == ignore_index
+    ignored = is_ignored(classes, ignore_index)
     outside = ~ignored & ((classes < 0) | (classes >= logits.shape[dim]))
     # Whatever stands in an ignored row, its gradient is 0, not 0 * NaN.
     z = logits.to(grad.dtype).masked_fill(ignored.all(dim, keepdim=True), 0)

@@ -57,9 +57,14 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_ignore_index(ignore_index: int) -> None:
-    """Raise TypeError unless it is an integer."""
+    """Raise TypeError unless it is an integer, ValueError unless int64 holds it."""
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(
+            f"ignore_index must be in [-2**63, 2**63), the range of int64, got {ignore_index}; "
+            f"pass -1 to ignore no label"
+        )
 
 
 def class_scale_at(class_scale: float | str, num_classes: int) -> float:

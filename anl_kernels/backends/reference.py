@@ -22,6 +22,7 @@ from anl_kernels.backends.interface import (
     scaled_loss,
 )
 from anl_kernels.backends.layout import empty_like_rows
+from anl_kernels.labels import is_ignored
 from anl_kernels.sharding.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Terms
@@ -54,14 +55,14 @@ def row_loss(
     classes_last = logits.movedim(1, -1) if logits.dim() > 1 else logits
     z = classes_last.to(accumulator_dtype(logits.dtype))
     num_classes = z.shape[-1] if shards is None else shards.num_classes
-    ignored = target == ignore_index
+    ignored = is_ignored(target, ignore_index)
     outside = ((target < 0) | (target >= num_classes)) & ~ignored
     # Whatever stands in an ignored row, its gradient is 0, not 0 * NaN.
     z = z.masked_fill(ignored.unsqueeze(-1), 0)
     if shards is None:
         row = Row(z, target.long().clamp(0, num_classes - 1))
     else:
-        row = ShardedRow(z, shards.labels_here(target.long(), ignore_index), shards)
+        row = ShardedRow(z, shards.labels_here(target, ignore_index), shards)
     losses = torch.stack([term.rows(row) for term in terms.terms])
     losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
     weights: Iterable[float | Tensor] = terms.factors if term_weights is None else term_weights
@@ -86,7 +87,7 @@ def auxiliary(
     if name == "term_losses":
         return made.term_losses.detach()
     if name == "p_y":
-        return made.row.p_y.detach().masked_fill(target == ignore_index, 0)
+        return made.row.p_y.detach().masked_fill(is_ignored(target, ignore_index), 0)
     logits, dim = logits.detach(), 1 if logits.dim() > 1 else 0
     if name == "argmax":
         return logits.argmax(dim) if shards is None else argmax_of_shards(logits, dim, shards)

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.checks import check_label_dtype
 from anl_kernels.losses import Criterion, RobustLoss
 from anl_kernels.terms import Term, Terms
 
@@ -96,7 +96,10 @@ def next_labels(labels: Tensor, ignore_index: int) -> Tensor:
 
     Shape (..., L) as the labels.
     """
-    return F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    check_label_dtype(labels, "labels")
+    # int32 may not hold ignore_index, and F.pad takes it as a double.
+    nothing = labels.new_full((*labels.shape[:-1], 1), ignore_index, dtype=torch.int64)
+    return torch.cat([labels[..., 1:].long(), nothing], -1)
 
 
 def _share(num_items: Tensor | int, rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from anl_kernels import ops
 from anl_kernels.autograd import RowLossFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import REFERENCE
+from anl_kernels.labels import is_ignored
 from anl_kernels.linear.ops import HeadSpec, Specs
 from anl_kernels.sharding.collectives import CopyToShards
 
@@ -130,7 +131,7 @@ def unfused_loss(
 ) -> Tensor:
     """What the Function computes, with all logits at once: differentiable as often as they are."""
     spec = specs.rows._replace(write_grad=False)
-    hidden = hidden.masked_fill((target == spec.ignore_index).unsqueeze(-1), 0)
+    hidden = hidden.masked_fill(is_ignored(target, spec.ignore_index).unsqueeze(-1), 0)
     if spec.shards is not None:
         hidden = CopyToShards.apply(hidden, spec.shards.group)
     logits = logits_of(hidden, weight, bias, specs.head)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from anl_kernels.labels import is_ignored
+
 _MIB = 1 << 20
 
 CHUNK_BYTES = {"cpu": 64 * _MIB, "cuda": 256 * _MIB}
@@ -68,7 +70,7 @@ def chunks_of(
     """
     device_type = target.device.type
     if skip_ignored:
-        counted = (target != ignore_index).nonzero().squeeze(-1)
+        counted = (~is_ignored(target, ignore_index)).nonzero().squeeze(-1)
         num_rows = counted.numel()
         if num_rows < target.numel():
             each = rows_of_chunk(num_rows, row_bytes, chunk_bytes, device_type)

@@ -10,6 +10,7 @@ from torch import Tensor
 from anl_kernels import execution
 from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.execution import Aux, Call
+from anl_kernels.labels import is_ignored
 from anl_kernels.linear.arguments import OF_IGNORED_ROWS, LocalHead
 from anl_kernels.linear.autograd import LinearLossFunction, logits_of
 from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
@@ -100,7 +101,8 @@ def _unfused(call: LinearCall) -> tuple[Tensor, Aux]:
     if head.shards is not None:
         hidden = CopyToShards.apply(hidden, head.shards.group)
     if not set(call.aux).intersection(OF_IGNORED_ROWS):
-        hidden = hidden.masked_fill((head.target == call.ignore_index).unsqueeze(-1), 0)
+        ignored = is_ignored(head.target, call.ignore_index)
+        hidden = hidden.masked_fill(ignored.unsqueeze(-1), 0)
     logits = logits_of(hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, call.options)
     loss, aux = execution.run(
         Call(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends.interface import RowOutputs, empty_outputs, scaled_loss
+from anl_kernels.labels import is_ignored
 from anl_kernels.linear.chunks import Chunk, chunks_of
 from anl_kernels.linear.products import Head, HiddenGradient, WeightGradient
 from anl_kernels.ops import SPEC, RowSpec, fake, operator
@@ -232,7 +233,7 @@ class _Walk:
         """(n, 1), of rows that may hold NaN, which would be NaN times their gradient of 0 too."""
         if self.specs.head.skip_ignored:
             return None
-        return (chunk.of(self._target) == self.specs.rows.ignore_index).unsqueeze(-1)
+        return is_ignored(chunk.of(self._target), self.specs.rows.ignore_index).unsqueeze(-1)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of hidden state, weight and bias, in their dtypes; without elements if not needed."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anl_kernels import checks
 from anl_kernels.checks import class_dim
+from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
 from anl_kernels.options import check_ignore_index
 from anl_kernels.recipes.samples import check_index, check_num_samples
@@ -127,7 +128,7 @@ class NegativeLearning(nn.Module):
         """
         self._check_call(logits, target, index)
         dim = class_dim(logits)
-        counted = target != self.ignore_index
+        counted = ~is_ignored(target, self.ignore_index)
         classes = target.unsqueeze(dim)
         if self.stage != "selpl":
             classes = torch.cat([classes, self._others(target, dim)], dim)

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from anl_kernels.arguments import row_scale_of
 from anl_kernels.functional import robust_loss
+from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LossOptions
@@ -104,7 +105,7 @@ class TruncatedGCE(Criterion):
         check_index(index, target, self.sample_weight.numel(), self.sample_weight)
         known = {"ignore_index", "process_group", "num_classes"} & self.options.keys()
         log_p = log_prob(logits, target, **{name: self.options[name] for name in known})
-        counted = target != self.options.get("ignore_index", -100)
+        counted = ~is_ignored(target, self.options.get("ignore_index", -100))
         kept = counted & (log_p > math.log(self.k))
         self.sample_weight[index] = kept.to(self.sample_weight.dtype)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anl_kernels import checks
 from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.execution import Aux
+from anl_kernels.labels import is_ignored
 from anl_kernels.losses import RobustLoss
 from anl_kernels.regularisers.entropy_autograd import EntropyFunction
 from anl_kernels.regularisers.entropy_formula import definition
@@ -120,7 +121,7 @@ class EntropyRegularisedLoss(nn.Module):
         """
         _check(logits, None, self.min_prob, self.process_group)
         checks.check_target(target, logits)
-        counted = target != self.criterion.options.get("ignore_index", -100)
+        counted = ~is_ignored(target, self.criterion.options.get("ignore_index", -100))
         owned = _hands_its_gradient_over(self.criterion, logits)
         arguments = logits, counted, self.min_prob, self.process_group
         if owned:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anl_kernels.labels import is_ignored
 from anl_kernels.sharding.collectives import gather
 
 if TYPE_CHECKING:
@@ -122,9 +123,11 @@ class ClassShards:
 
     def labels_here(self, target: Tensor, ignore_index: int) -> Tensor:
         """Labels as places in this rank's classes, ``IGNORED`` or ``ELSEWHERE``."""
-        place = target - self.first
+        place = target.long() - self.first
         there = (place >= 0) & (place < self.num_here)
-        return torch.where(there, place, ELSEWHERE).masked_fill(target == ignore_index, IGNORED)
+        return torch.where(there, place, ELSEWHERE).masked_fill(
+            is_ignored(target, ignore_index), IGNORED
+        )
 
 
 def check_group(group: ProcessGroup) -> ProcessGroup:

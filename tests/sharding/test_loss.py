@@ -93,6 +93,23 @@ def test_reductions_and_weights(ranks, backend):
     on_ranks(ranks, SPLITS["3-uneven"], check_reductions_and_weights, backend)
 
 
+def check_int32_labels(group, sizes, backend):
+    logits, target = random_logits((5, NUM_CLASSES))
+    for ignore in (-100, -(2**63), 2**32 + 1):  # the latter two are classes, cast to int32
+        target[:2] = torch.tensor([-100 if ignore == -100 else 1, 0])
+        narrow = target.int()
+        options = {"ignore_index": ignore, "weight": torch.rand(NUM_CLASSES, dtype=torch.float64)}
+        ours, _ = both(group, sizes, logits, narrow, CASES["ANL-CE"], backend, **options)
+        _, wanted = both(group, sizes, logits, target, CASES["ANL-CE"], backend, **options)
+        for actual, value in zip(ours, wanted, strict=True):
+            assert_close(actual, value, 1e-11, ignore)
+
+
+@over_backends
+def test_int32_labels(ranks, backend):
+    on_ranks(ranks, SPLITS["3-uneven"], check_int32_labels, backend)
+
+
 def check_gradients_of_weights(group, sizes, backend):
     logits, target = random_logits((5, NUM_CLASSES))
     found = []
