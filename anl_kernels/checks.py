@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -15,8 +14,8 @@ from torch.nn import Parameter
 from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
 from anl_kernels.labels import is_ignored
+from anl_kernels.settings import settings
 
-_check_labels_everywhere = os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
 _PLAIN = (Tensor, Parameter)
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,15 +25,15 @@ def check_labels() -> Iterator[None]:
     """Check every label in this context, on GPUs too, where it costs a synchronisation.
 
     Outside, a label out of range on a GPU makes its row's loss and gradient NaN; on a CPU it
-    always raises IndexError. ``ANL_KERNELS_CHECK_LABELS=1`` in the environment does the same for
-    a whole process.
+    always raises IndexError. The setting is a context variable, as :func:`use_backend`'s is;
+    ``ANL_KERNELS_CHECK_LABELS=1`` in the environment does the same for a whole process.
     """
-    global _check_labels_everywhere
-    previous, _check_labels_everywhere = _check_labels_everywhere, True
+    previous = settings.check_labels
+    settings.check_labels = True
     try:
         yield
     finally:
-        _check_labels_everywhere = previous
+        settings.check_labels = previous
 
 
 def check_floating_logits(logits: Tensor) -> None:
@@ -124,7 +123,7 @@ def check_labels_in_range(
     Returns:
         How many labels are not ``ignore_index``, where the check has counted them.
     """
-    on_request = target.device.type == "cpu" or _check_labels_everywhere
+    on_request = target.device.type == "cpu" or settings.check_labels
     if not on_request or not target.numel():
         return None
     if on_plain_cpu(target):

@@ -1,13 +1,13 @@
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends import selection
+from anl_kernels.settings import settings
 from tests.formulas import evaluate
 
 
 def backend_in_use():
     """Name of the backend that the test's fixture chose."""
-    return selection._requested
+    return settings.backend
 
 
 def rows(logits):

@@ -5,6 +5,7 @@ import torch
 
 import anl_kernels as ak
 from anl_kernels.options import LossOptions
+from anl_kernels.settings import settings
 
 LOGITS = torch.zeros(3, 5)
 TARGET = torch.tensor([0, 1, 2])
@@ -283,12 +284,10 @@ def test_wrong_labels_on_a_gpu_are_nan_or_checked_on_request(label, backend, dev
 
 
 def test_check_labels_restores_itself_after_an_error():
-    from anl_kernels import checks
-
-    before = checks._check_labels_everywhere
+    before = settings.check_labels
     with pytest.raises(RuntimeError), ak.check_labels():
         raise RuntimeError
-    assert checks._check_labels_everywhere == before
+    assert settings.check_labels == before
 
 
 @pytest.mark.gpu

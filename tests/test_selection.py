@@ -10,6 +10,7 @@ import torch
 import anl_kernels as ak
 from anl_kernels.backends import selection
 from anl_kernels.backends.selection import choose_backend
+from anl_kernels.settings import settings
 
 GPU = torch.cuda.is_available()
 LOGITS, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
@@ -25,7 +26,7 @@ def no_interpreter(monkeypatch):
 
 
 def requested():
-    return selection._requested
+    return settings.backend
 
 
 def test_auto_is_the_default():

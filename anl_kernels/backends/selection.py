@@ -16,9 +16,9 @@ from anl_kernels.backends.compiled import CompiledBackend
 from anl_kernels.backends.cpu import library as cpu_library
 from anl_kernels.backends.cuda import library as cuda_library
 from anl_kernels.backends.interface import Kernels
+from anl_kernels.settings import AUTO, settings
 from anl_kernels.terms import Terms
 
-AUTO = "auto"
 REFERENCE = "reference"
 TRITON = gpu_choice.TRITON
 CUDA = gpu_choice.CUDA
@@ -28,7 +28,6 @@ BACKENDS = (TRITON, CUDA, CPU, REFERENCE)
 GPU = "cuda"
 """PyTorch's type of device for NVIDIA's and AMD's GPUs."""
 
-_requested = AUTO
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -40,7 +39,10 @@ def use_backend(name: str) -> Iterator[None]:
         name: "triton", "cuda", "cpu", "reference", or "auto" for the fastest that fits the tensors.
 
     A backend asked for by name never falls back: a call it cannot serve raises RuntimeError with
-    the reason. The setting holds for the process, not for the thread.
+    the reason. The setting is a context variable: it holds for the thread or the asyncio task that
+    made it, and for tasks that it starts, not for other threads. A backward pass runs on the
+    backend of its forward pass, in whatever thread; what ``torch.utils.checkpoint`` computes again
+    in autograd's threads needs the setting in its ``context_fn``.
 
     Raises:
         ValueError: the name is unknown.
@@ -50,17 +52,17 @@ def use_backend(name: str) -> Iterator[None]:
         >>> with ak.use_backend("reference"):
         ...     loss = criterion(logits, target)
     """
-    global _requested
     if name not in (AUTO, *BACKENDS):
         raise ValueError(f"backend must be one of {', '.join((AUTO, *BACKENDS))}, got {name!r}")
     reason = None if name == AUTO else why_not(name)
     if reason:
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
-    previous, _requested = _requested, name
+    previous = settings.backend
+    settings.backend = name
     try:
         yield
     finally:
-        _requested = previous
+        settings.backend = previous
 
 
 def choose_backend(
@@ -77,15 +79,16 @@ def choose_backend(
     Raises:
         RuntimeError: the backend asked for cannot run there.
     """
-    if _requested == AUTO:
+    requested = settings.backend
+    if requested == AUTO:
         return auto_backend(device_type, terms, logits, dim)
-    reason = _why_not_on(_requested, device_type, _index(logits))
+    reason = _why_not_on(requested, device_type, _index(logits))
     if reason:
-        raise RuntimeError(f"backend {_requested!r} cannot run on {device_type} tensors: {reason}")
-    reason = _why_not_terms(_requested, terms)
+        raise RuntimeError(f"backend {requested!r} cannot run on {device_type} tensors: {reason}")
+    reason = _why_not_terms(requested, terms)
     if reason:
-        raise RuntimeError(f"backend {_requested!r} {reason}, or choose ak.use_backend('auto')")
-    return _requested
+        raise RuntimeError(f"backend {requested!r} {reason}, or choose ak.use_backend('auto')")
+    return requested
 
 
 def auto_backend(
