@@ -10,23 +10,88 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from anl_kernels.numbers import as_flag, as_number, shown
+
 if TYPE_CHECKING:
     from anl_kernels.terms.row import Row
 
 Weight = float | Tensor
 _T = TypeVar("_T")
 
+_NUMBERS = ("float", "int", float, int)  # as annotations of fields say them
+_FLAGS = ("bool", bool)
+
 REGISTRY: dict[str, type[Term]] = {}
 """Every term class by name; filled by defining the class."""
 
 
+class _Arithmetic:
+    """What a term and a sum of terms have in common: a term stands for the sum of itself."""
+
+    __array_ufunc__ = None  # or NumPy's numbers would take a sum of terms for an array
+
+    def __add__(self, other: Term | Terms) -> Terms:
+        """The sum of this and another term or sum."""
+        left, right = as_terms(self), _addend(other)  # type: ignore[arg-type]
+        return Terms(
+            left.terms + right.terms, left.factors + right.factors, left.tensors + right.tensors
+        )
+
+    def __radd__(self, other: Any) -> Terms:
+        """Support ``sum([...])``, which starts from 0."""
+        return _addend(other) + self  # type: ignore[operator]
+
+    def __sub__(self, other: Term | Terms) -> Terms:
+        """This less another term or sum, whose weights change their signs."""
+        return self + -_addend(other)  # type: ignore[operator]
+
+    def __rsub__(self, other: Any) -> Terms:
+        """0 less this."""
+        return _addend(other) - self  # type: ignore[operator]
+
+    def __mul__(self, weight: Weight) -> Terms:
+        """Every term times a number or a 0-d tensor."""
+        terms = as_terms(self)  # type: ignore[arg-type]
+        if isinstance(weight, Tensor):
+            check_tensor_weight(weight)
+            # A lone tensor stays the object it is, so that a module can register a parameter.
+            tensors = tuple(weight if old is None else old * weight for old in terms.tensors)
+            return Terms(terms.terms, terms.factors, tensors)
+        number = _finite(weight)
+        return Terms(terms.terms, tuple(f * number for f in terms.factors), terms.tensors)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Terms:
+        """Every weight with its sign changed."""
+        return self * -1.0
+
+    def __truediv__(self, divisor: Weight) -> Terms:
+        """Every term divided by a number or a 0-d tensor."""
+        if isinstance(divisor, Tensor):
+            check_tensor_weight(divisor)
+            return self * divisor.reciprocal()
+        number, terms = _finite(divisor), as_terms(self)  # type: ignore[arg-type]
+        if number == 0:
+            raise ValueError("a term cannot be divided by 0; 0.0 * term is the sum without it")
+        return Terms(terms.terms, tuple(f / number for f in terms.factors), terms.tensors)
+
+    def __rtruediv__(self, other: Any) -> Terms:
+        """Refuse: a loss is linear in its terms."""
+        raise TypeError(
+            f"a term cannot be a divisor, got {shown(other)} / {self!r}; multiply terms by numbers "
+            f"and add them up"
+        )
+
+
 @dataclass(frozen=True)
-class Term:
+class Term(_Arithmetic):
     """One loss over the classes of a row: an immutable value, compared by its parameters.
 
     Terms add and scale: ``5.0 * NCE() + 5.0 * NNCE()`` is a :class:`Terms`, which one kernel call
     computes. A subclass states its parameters as dataclass fields (floats or booleans), checks
-    them in ``__post_init__`` with :func:`require`, and gives its formula in :meth:`rows`.
+    them in ``__post_init__`` (after ``super()``'s) with :func:`require`, and gives its formula in
+    :meth:`rows`.
     """
 
     normalised: ClassVar[bool] = False
@@ -41,9 +106,14 @@ class Term:
             REGISTRY[cls.__name__] = cls
             decode_terms.cache_clear()  # a notebook's cell defines a term again
 
+    def __post_init__(self) -> None:
+        check_parameters(self)
+
     def rows(self, row: Row) -> Tensor:
         """The loss of every row, as plain differentiable PyTorch: the definition of the term."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define rows(row), which gives the loss of every row"
+        )
 
     @property
     def functor(self) -> str:
@@ -66,23 +136,9 @@ class Term:
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ValueError if the term has no meaning at this number of classes."""
 
-    def __add__(self, other: Term | Terms) -> Terms:
-        """The sum of this term and another term or sum."""
-        return as_terms(self) + other
-
-    def __radd__(self, other: Any) -> Terms:
-        """Support ``sum([...])``, which starts from 0."""
-        return as_terms(self).__radd__(other)
-
-    def __mul__(self, weight: Weight) -> Terms:
-        """The term times a float or a 0-d tensor."""
-        return as_terms(self) * weight
-
-    __rmul__ = __mul__
-
 
 @dataclass(frozen=True, repr=False)
-class Terms:
+class Terms(_Arithmetic):
     """A weighted sum of terms: an immutable value.
 
     A term's weight is a float times, perhaps, a 0-d tensor; a tensor that requires grad receives
@@ -109,13 +165,7 @@ class Terms:
 
     def __post_init__(self) -> None:
         for term in self.terms:
-            for field in fields(term):
-                value = getattr(term, field.name)
-                if isinstance(value, Tensor):
-                    raise TypeError(
-                        f"{type(term).__name__}: {field.name} must be a number, got a tensor; only "
-                        f"the weight of a term can be learned"
-                    )
+            check_parameters(term)  # a user's own may not have
 
     def __iter__(self) -> Iterator[tuple[Weight, Term]]:
         """Iterate over the ``(weight, term)`` pairs."""
@@ -126,38 +176,10 @@ class Terms:
         """The number of terms."""
         return len(self.terms)
 
-    def __add__(self, other: Term | Terms) -> Terms:
-        """The sum of this and another term or sum."""
-        if not isinstance(other, Term | Terms):
-            return NotImplemented
-        more = as_terms(other)
-        return Terms(
-            self.terms + more.terms, self.factors + more.factors, self.tensors + more.tensors
-        )
-
-    def __radd__(self, other: Any) -> Terms:
-        """Support ``sum([...])``, which starts from 0."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
-
-    def __mul__(self, weight: Weight) -> Terms:
-        """Every term times a float or a 0-d tensor."""
-        if isinstance(weight, Tensor):
-            check_tensor_weight(weight)
-            # A lone tensor stays the object it is, so that a module can register a parameter.
-            tensors = tuple(weight if old is None else old * weight for old in self.tensors)
-            return Terms(self.terms, self.factors, tensors)
-        if not isinstance(weight, int | float):
-            return NotImplemented
-        if weight - weight != 0:  # infinite or NaN, in words that Dynamo can trace
-            raise ValueError(f"the weight of a term must be finite, got {weight}")
-        factors = tuple(factor * float(weight) for factor in self.factors)
-        return Terms(self.terms, factors, self.tensors)
-
-    __rmul__ = __mul__
-
     def __repr__(self) -> str:
-        """As it would be written: ``5.0 * NCE() + 5.0 * NNCE(min_prob=1e-07, prob_max=1.0)``."""
-        return " + ".join(f"{_show(weight)} * {term!r}" for weight, term in self)
+        """As it would be written: ``5.0 * NCE() - 0.5 * NNCE(min_prob=1e-07, prob_max=1.0)``."""
+        text = " + ".join(f"{_show(weight)} * {term!r}" for weight, term in self)
+        return text.replace(" + -", " - ")
 
     def derived(self, compute: Callable[[Terms], _T]) -> _T:
         """What ``compute`` makes of this sum, kept with it.
@@ -229,6 +251,33 @@ def decode_terms(names: str, params: tuple[float, ...]) -> Terms:
     return Terms(tuple(terms), tuple(factors), (None,) * len(terms))
 
 
+def check_parameters(term: Term) -> None:
+    """Make Python's numbers of a term's parameters; raise TypeError if they are none.
+
+    Fields of other types than float, int and bool, which a user's own term may have, are let be.
+    """
+    for field in fields(term):
+        value = getattr(term, field.name)
+        if isinstance(value, Tensor):
+            raise TypeError(
+                f"{type(term).__name__}: {field.name} must be a number, got "
+                f"{shown(value)}; only the weight of a term can be learned"
+            )
+        if field.type in _NUMBERS:
+            plain, kind = as_number(value), "a number"
+        elif field.type in _FLAGS:
+            plain, kind = as_flag(value), "True or False"
+        else:
+            continue
+        if plain is None:
+            raise TypeError(
+                f"{type(term).__name__}: {field.name} must be {kind}, got {shown(value)}; convert "
+                f"it, or leave it out if it has a default"
+            )
+        if plain is not value:
+            object.__setattr__(term, field.name, plain)
+
+
 def check_tensor_weight(weight: Tensor) -> None:
     """Raise ValueError unless a tensor can be the weight of a term."""
     if weight.dim() != 0 or not weight.is_floating_point():
@@ -244,6 +293,30 @@ def require(holds: bool, term: Term, name: str, remedy: str) -> None:
     if not holds:
         value = getattr(term, name)
         raise ValueError(f"{type(term).__name__}: {name} must be {remedy}, got {value}")
+
+
+def _addend(other: Any) -> Terms:
+    """A term, a sum of terms, or 0, as a sum."""
+    if isinstance(other, Term | Terms):
+        return as_terms(other)
+    if as_number(other) == 0:
+        return Terms((), (), ())
+    raise TypeError(
+        f"a term adds to a term or to a sum of terms, got {shown(other)}; a number is the weight "
+        f"of a term, as in 2.0 * ak.CE()"
+    )
+
+
+def _finite(weight: Any) -> float:
+    number = as_number(weight)
+    if number is None:
+        raise TypeError(
+            f"the weight of a term must be a number or a 0-d tensor, got {shown(weight)}; convert "
+            f"it with float(), and add terms with +"
+        )
+    if number - number != 0:  # infinite or NaN, in words that Dynamo can trace
+        raise ValueError(f"the weight of a term must be finite, got {number}; pass another")
+    return float(number)
 
 
 def _times(factor: float, tensor: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class FL(_Focal):
     detach_weight: bool = True
 
     def __post_init__(self) -> None:
-        require(self.gamma >= 0, self, "gamma", "at least 0")
+        super().__post_init__()
+        require(0 <= self.gamma < math.inf, self, "gamma", "finite and at least 0")
 
     def rows(self, row: Row) -> Tensor:
         return _focal(row.rest, row.l_y, self.gamma, bool(self.detach_weight))
@@ -55,7 +56,8 @@ class NFL(_Focal):
     normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.gamma >= 0, self, "gamma", "at least 0")
+        super().__post_init__()
+        require(0 <= self.gamma < math.inf, self, "gamma", "finite and at least 0")
 
     def rows(self, row: Row) -> Tensor:
         detach = bool(self.detach_weight)
@@ -79,7 +81,8 @@ class NNFL(_Focal):
     normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.gamma >= 0, self, "gamma", "at least 0")
+        super().__post_init__()
+        require(0 <= self.gamma < math.inf, self, "gamma", "finite and at least 0")
         check_min_prob(self)
 
     def check_num_classes(self, num_classes: int) -> None:

@@ -19,6 +19,7 @@ class CE(Term):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.label_smoothing <= 1, self, "label_smoothing", "in [0, 1]")
 
     @property
@@ -62,6 +63,7 @@ class NNCE(Term):
     normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_min_prob(self)
         require(self.min_prob < self.prob_max <= 1, self, "prob_max", "in (min_prob, 1]")
 

@@ -38,7 +38,8 @@ class GCE(Term):
     min_prob: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.q > 0, self, "q", "above 0 (its limit at 0 is CE)")
+        super().__post_init__()
+        require(0 < self.q < math.inf, self, "q", "finite and above 0 (its limit at 0 is CE)")
         _check_optional_min_prob(self)
 
     def scalars(self) -> tuple[float, ...]:
@@ -65,6 +66,7 @@ class RCE(Term):
     min_prob: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.log_clip < 1, self, "log_clip", "in (0, 1)")
         _check_optional_min_prob(self)
 
@@ -94,8 +96,9 @@ class AGCE(Term):
     q: float
 
     def __post_init__(self) -> None:
-        require(self.a > 0, self, "a", "above 0")
-        require(self.q > 0, self, "q", "above 0")
+        super().__post_init__()
+        require(0 < self.a < math.inf, self, "a", "finite and above 0")
+        require(0 < self.q < math.inf, self, "q", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
         top = self.a + 1
@@ -113,8 +116,9 @@ class AUL(Term):
     q: float
 
     def __post_init__(self) -> None:
-        require(self.a > 1, self, "a", "above 1")
-        require(self.q > 0, self, "q", "above 0")
+        super().__post_init__()
+        require(1 < self.a < math.inf, self, "a", "finite and above 1")
+        require(0 < self.q < math.inf, self, "q", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
         base = self.a - 1
@@ -128,7 +132,8 @@ class AEL(Term):
     a: float
 
     def __post_init__(self) -> None:
-        require(self.a > 0, self, "a", "above 0")
+        super().__post_init__()
+        require(0 < self.a < math.inf, self, "a", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
         return torch.exp(-row.p_y / self.a)
@@ -158,7 +163,8 @@ class NGCE(Term):
     normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.q > 0, self, "q", "above 0")
+        super().__post_init__()
+        require(0 < self.q < math.inf, self, "q", "finite and above 0")
         _check_optional_min_prob(self)
 
     def scalars(self) -> tuple[float, ...]:
@@ -184,7 +190,8 @@ class AMSE(Term):
     a: float
 
     def __post_init__(self) -> None:
-        require(self.a > 0, self, "a", "above 0")
+        super().__post_init__()
+        require(0 < self.a < math.inf, self, "a", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
         others = row.total_others(row.probs.square())
