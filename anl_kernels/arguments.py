@@ -11,9 +11,11 @@ from anl_kernels import checks
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction, class_scale_at
-from anl_kernels.sharding.dtensor import local_classes, replicated
+from anl_kernels.sharding.dtensor import is_dtensor, local_part, of_all, of_rows
+from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE, Term, Terms, as_terms
+from anl_kernels.terms.row import Row
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,23 +30,35 @@ class Factors(NamedTuple):
     """The factor of each row, or one (0-d) for all."""
 
 
+class LocalLogits(NamedTuple):
+    """What a loss of this rank is given."""
+
+    logits: Tensor
+    """Of the rows and classes that are here, without padding."""
+    shards: ClassShards | None
+    """How the ranks share the classes, if they do."""
+    rows: RowShards | None
+    """How they share the rows, if they do."""
+    num_classes: int
+    """Of all ranks."""
+
+
 def local_logits(
     logits: Tensor,
-    target: Tensor,
     process_group: ProcessGroup | ClassShards | None,
     num_classes: int | None,
-) -> tuple[Tensor, Tensor, ClassShards | None, int]:
-    """Logits of the classes that are here, without padding; the target; how many there are."""
+) -> LocalLogits:
+    """Of logits what is here."""
     dim = checks.class_dim(logits)
-    logits, shards = local_classes("logits", logits, dim, process_group)
-    target = replicated("target", target)
+    logits, shards, rows = local_part("logits", logits, dim, process_group)
     here = logits.shape[dim]
     available = here if shards is None else shards.num_classes
     num_classes = checks.check_num_classes(num_classes, available, "logits", logits)
     if shards is not None:
         shards = shards.without_padding(num_classes)
     kept = num_classes if shards is None else shards.num_here
-    return (logits if kept == here else logits.narrow(dim, 0, kept)), target, shards, num_classes
+    logits = logits if kept == here else logits.narrow(dim, 0, kept)
+    return LocalLogits(logits, shards, rows, num_classes)
 
 
 def factors_of(
@@ -58,10 +72,12 @@ def factors_of(
     ignore_index: int,
     reduction: Reduction,
     class_scale: float | Literal["auto"],
+    rows: RowShards | None = None,
 ) -> Factors:
     """Check the keywords that all losses have, and make terms and factors of rows of them.
 
-    ``like`` has the device of all tensors and the dtype of the logits.
+    ``like`` has the device of all tensors and the dtype of the logits; ``target`` has the rows
+    that are here.
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
@@ -69,13 +85,16 @@ def factors_of(
     scaled_terms = as_terms(terms).scaled(class_scale_at(class_scale, num_classes))
     for term in scaled_terms.terms:
         term.check_num_classes(num_classes)
+    scaled_terms = _shared(scaled_terms, like, rows)
     if weight is not None:
+        weight = of_all("weight", weight, rows)
         checks.check_class_weight(weight, num_classes, like)
         _check_weighted_terms(scaled_terms)
     if sample_weight is not None:
+        sample_weight = of_rows("sample_weight", sample_weight, rows)
         checks.check_sample_weight(sample_weight, target)
     row_scale = row_scale_of(
-        like, target, weight, sample_weight, ignore_index, reduction, num_counted
+        like, target, weight, sample_weight, ignore_index, reduction, num_counted, rows
     )
     return Factors(scaled_terms, row_scale)
 
@@ -88,14 +107,18 @@ def row_scale_of(
     ignore_index: int,
     reduction: Reduction,
     num_counted: int | None = None,
+    rows: RowShards | None = None,
 ) -> Tensor:
     """The factor of each row, or one (0-d) for all: weights over the divisor of the mean.
 
-    ``num_counted`` is the number of rows that are not ignored, if it is known.
+    ``num_counted`` is the number of rows that are not ignored, if it is known. ``rows`` says how
+    ranks share the rows, over all of which the mean is.
     """
     acc = accumulator_dtype(like.dtype)
+    mean = reduction == "mean"
+    if rows is not None and mean:
+        num_counted = None  # of this rank alone
     if weight is None and sample_weight is None and num_counted is not None:
-        mean = reduction == "mean"
         factor = 1 / max(1, num_counted) if mean else 1.0
         return torch.scalar_tensor(factor, dtype=acc, device=like.device)
     ignored = is_ignored(target, ignore_index)
@@ -104,14 +127,46 @@ def row_scale_of(
         # The label may be ignore_index or, on a GPU, wrong; neither may become an address, nor
         # may the weight that is read instead count, infinite as it may be.
         scale = weight.to(acc)[target.clamp(0, weight.numel() - 1)].masked_fill(ignored, 0)
-    if reduction == "mean":
+    if mean:
         divisor = (~ignored).sum(dtype=acc) if scale is None else scale.sum()
+        if rows is not None:
+            # Before the kernels run: they write the gradient as it is then, rounded once.
+            divisor = rows.total_for_rows(divisor)
         inverse = torch.where(divisor == 0, 0.0, 1 / divisor)
         scale = inverse if scale is None else scale * inverse
     if sample_weight is not None:
         factors = sample_weight.to(acc).masked_fill(ignored, 0)
         scale = factors if scale is None else scale * factors
     return like.new_ones((), dtype=acc) if scale is None else scale
+
+
+def _shared(terms: Terms, like: Tensor, rows: RowShards | None) -> Terms:
+    """The terms, with learned weights whose gradients are those of the rows of all ranks."""
+    tensors = [tensor for tensor in terms.tensors if tensor is not None]
+    if rows is None and not any(is_dtensor(tensor) for tensor in tensors):
+        return terms
+    if rows is not None:
+        _check_learning(terms, like)
+    name = "the weight of a term"
+    shared = (
+        None if tensor is None else of_all(name, tensor, rows, like.device)
+        for tensor in terms.tensors
+    )
+    return Terms(terms.terms, terms.factors, tuple(shared))
+
+
+def _check_learning(terms: Terms, like: Tensor) -> None:
+    """A parameter inside a user's term would receive the gradient of this rank's rows alone."""
+    for term in terms.terms:
+        if term.may_have_kernel or not torch.is_grad_enabled():
+            continue
+        row = like.new_zeros((1, 2), dtype=accumulator_dtype(like.dtype))
+        if term.rows(Row(row, row.new_zeros(1, dtype=torch.int64))).requires_grad:
+            raise ValueError(
+                f"{type(term).__name__} has something that is learned, whose gradient would be "
+                f"that of this rank's rows alone: make the logits Replicate(), or let the "
+                f"weight of the term learn"
+            )
 
 
 def _check_weighted_terms(terms: Terms) -> None:

@@ -13,6 +13,8 @@ from anl_kernels.backends.interface import RowOutputs
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
 from anl_kernels.checks import class_dim, on_plain_cpu, transforming
 from anl_kernels.ops import RowSpec
+from anl_kernels.sharding.dtensor import AmongDTensors
+from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Terms
 
@@ -107,6 +109,19 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
         loss, *others = apply(logits, call.target, call.row_scale, weights, *spec)
     made = dict(zip(RowOutputs._fields[1:], others, strict=True))
     return loss, aux_of(call.aux, call.target.shape, made)
+
+
+def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, Aux]:
+    """Results out of DTensors: the loss of all ranks' rows; what is of rows, as their DTensors."""
+    if rows is None:
+        return AmongDTensors.apply(loss), aux
+    made = {
+        name: None if value is None else rows.spread(value, 1 if name == "term_losses" else 0)
+        for name, value in vars(aux).items()
+        if name != "probs"
+    }
+    loss = rows.spread(loss) if loss.dim() else AmongDTensors.apply(rows.total(loss))
+    return loss, Aux(**made, probs=aux.probs)
 
 
 def aux_of(names: tuple[str, ...], shape: torch.Size, made: dict[str, Tensor]) -> Aux:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,8 +15,9 @@ from anl_kernels.arguments import factors_of, local_logits
 from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
-from anl_kernels.execution import Aux, Call, run
+from anl_kernels.execution import Aux, Call, over_ranks, run
 from anl_kernels.options import LossOptions, Reduction, aux_outputs
+from anl_kernels.sharding.dtensor import is_dtensor, mark_overwritten, of_rows, spread_classes
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import NCE, NNCE, Term, Terms
 
@@ -81,7 +83,9 @@ def robust_loss(
     checks.check_floating_logits(logits)
     if inplace and logits.requires_grad and torch.is_grad_enabled():
         checks.check_inplace(logits)
-    logits, target, shards, num_classes = local_logits(logits, target, process_group, num_classes)
+    given = logits
+    logits, shards, rows, num_classes = local_logits(given, process_group, num_classes)
+    target = of_rows("target", target, rows)
     checks.check_target(target, logits)
     factors = factors_of(
         terms,
@@ -93,6 +97,7 @@ def robust_loss(
         ignore_index=ignore_index,
         reduction=reduction,
         class_scale=class_scale,
+        rows=rows,
     )
     call = Call(
         logits=logits,
@@ -106,6 +111,12 @@ def robust_loss(
         shards=shards,
     )
     loss, aux = run(call)
+    if inplace:
+        mark_overwritten(given)
+    if is_dtensor(given):
+        loss, aux = over_ranks(loss, aux, rows)
+        if rows is not None and aux.probs is not None:
+            aux = replace(aux, probs=spread_classes(aux.probs, given, num_classes, rows))
     return (loss, aux) if return_aux else loss
 
 

@@ -18,6 +18,8 @@ from anl_kernels.execution import Call, run
 from anl_kernels.labels import is_ignored
 from anl_kernels.ops import RowSpec
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction
+from anl_kernels.sharding.dtensor import of_all, of_rows
+from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE
 
@@ -75,21 +77,15 @@ def log_prob(
     """
     checks.check_floating_logits(logits)
     check_ignore_index(ignore_index)
-    logits, classes, shards, num_classes = local_logits(logits, classes, process_group, num_classes)
-    dim, several = class_dim(logits), _check_classes(classes, logits)
+    dim = class_dim(logits)
+    logits, shards, rows, num_classes = local_logits(logits, process_group, num_classes)
+    if rows is not None and isinstance(classes, Tensor) and classes.dim() == logits.dim():
+        rows = rows.with_classes(dim, classes.shape[dim])
+    classes = of_rows("classes", classes, rows)
+    several = _check_classes(classes, logits)
     checks.check_labels_in_range(classes, num_classes, ignore_index, "classes")
-    if not several:
-        return _of_one_class(logits, classes, ignore_index, shards)
-    if classes.shape[dim] == 1:
-        one = classes.squeeze(dim)
-        return _of_one_class(logits, one, ignore_index, shards).unsqueeze(dim)
-    if shards is not None:
-        raise ValueError(
-            f"classes must be one for each row where ranks share the classes of the logits, got "
-            f"shape {tuple(classes.shape)}; call log_prob once for each"
-        )
-    backend = choose_backend(logits.device.type, _CE, logits, dim)
-    return _LogProbsFunction.apply(logits, classes, ignore_index, backend)[0]
+    made = _of_classes(logits, classes, several, ignore_index, shards)
+    return made if rows is None else rows.spread(made)
 
 
 class LogProbLoss(nn.Module):
@@ -174,9 +170,10 @@ class LogProbLoss(nn.Module):
             TypeError, IndexError, RuntimeError: as :func:`robust_loss`.
         """
         checks.check_floating_logits(logits)
-        logits, target, shards, num_classes = local_logits(
-            logits, target, self.process_group, self.num_classes
+        logits, shards, rows, num_classes = local_logits(
+            logits, self.process_group, self.num_classes
         )
+        target = of_rows("target", target, rows)
         checks.check_target(target, logits)
         factors = factors_of(
             _LOG_P,
@@ -188,11 +185,12 @@ class LogProbLoss(nn.Module):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             class_scale=1.0,
+            rows=rows,
         )
         log_p = _of_one_class(logits, target, self.ignore_index, shards)
         ignored = is_ignored(target, self.ignore_index)
         # A head may have a pole at p = 1, whose gradient no factor of 0 would make 0.
-        losses = self.head(log_p.masked_fill(ignored, _NEUTRAL))
+        losses = self._losses(log_p.masked_fill(ignored, _NEUTRAL), rows)
         if not isinstance(losses, Tensor) or losses.shape != log_p.shape:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
@@ -201,12 +199,48 @@ class LogProbLoss(nn.Module):
             )
         # A head under autocast, or of its own dtype, must not choose that of the sum.
         scaled = losses.to(log_p.dtype).masked_fill(ignored, 0) * factors.row_scale
-        return scaled if self.reduction == "none" else scaled.sum()
+        if self.reduction == "none":
+            return scaled if rows is None else rows.spread(scaled)
+        return scaled.sum() if rows is None else rows.total(scaled.sum())
+
+    def _losses(self, log_p: Tensor, rows: RowShards | None) -> Tensor:
+        """What the head says; what it learns, it learns of the rows of all ranks."""
+        if rows is None:
+            return self.head(log_p)
+        if isinstance(self.head, nn.Module):
+            pairs = self.head.named_parameters()
+            shared = {name: of_all(f"head.{name}", parameter, rows) for name, parameter in pairs}
+            return torch.func.functional_call(self.head, shared, (log_p,))
+        if torch.is_grad_enabled() and self.head(log_p.detach()).requires_grad:
+            raise ValueError(
+                "head must be an nn.Module where ranks share the rows of the logits and it learns "
+                "something: what a function learns would receive the gradient of this rank's rows"
+            )
+        return self.head(log_p)
 
     def extra_repr(self) -> str:
         """The options, and a head that is no module."""
         head = "" if isinstance(self.head, nn.Module) else f"head={self.head!r}, "
         return f"{head}ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+
+
+def _of_classes(
+    logits: Tensor, classes: Tensor, several: bool, ignore_index: int, shards: ClassShards | None
+) -> Tensor:
+    """Log-probabilities of the classes of each row, arguments checked."""
+    dim = class_dim(logits)
+    if not several:
+        return _of_one_class(logits, classes, ignore_index, shards)
+    if classes.shape[dim] == 1:
+        one = classes.squeeze(dim)
+        return _of_one_class(logits, one, ignore_index, shards).unsqueeze(dim)
+    if shards is not None:
+        raise ValueError(
+            f"classes must be one for each row where ranks share the classes of the logits, got "
+            f"shape {tuple(classes.shape)}; call log_prob once for each"
+        )
+    backend = choose_backend(logits.device.type, _CE, logits, dim)
+    return _LogProbsFunction.apply(logits, classes, ignore_index, backend)[0]
 
 
 def _of_one_class(

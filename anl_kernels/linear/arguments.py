@@ -11,7 +11,8 @@ from torch import Tensor
 from anl_kernels import checks
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.options import aux_outputs
-from anl_kernels.sharding.dtensor import local_classes, replicated
+from anl_kernels.sharding.dtensor import local_hidden, local_parameter, of_rows
+from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class LocalHead(NamedTuple):
     target: Tensor
     """(...)."""
     shards: ClassShards | None
+    rows: RowShards | None
     num_classes: int
     """Of all ranks."""
     num_here: int
@@ -51,11 +53,12 @@ def local_head(
     """Check the tensors, and take of DTensors what is here."""
     checks.check_dtype("hidden", hidden)
     checks.check_dtype("linear_weight", weight)
-    weight, shards = local_classes("linear_weight", weight, 0, process_group)
-    hidden, target = replicated("hidden", hidden), replicated("target", target)
+    hidden, rows = local_hidden(hidden)
+    weight, shards = local_parameter("linear_weight", weight, process_group, rows)
+    target = of_rows("target", target, rows)
     if bias is not None:
         checks.check_dtype("linear_bias", bias)
-        bias, _ = local_classes("linear_bias", bias, 0, None)
+        bias, _ = local_parameter("linear_bias", bias, None, rows)
     _check_shapes(hidden, weight, bias)
     checks.check_labels_of(target, hidden.shape[:-1], "hidden", hidden)
     available = weight.shape[0] if shards is None else shards.num_classes
@@ -64,7 +67,7 @@ def local_head(
         shards = shards.without_padding(num_classes)
     num_here = num_classes if shards is None else shards.num_here
     dtype = _dtype_of_products(hidden, weight, bias)
-    return LocalHead(hidden, weight, bias, target, shards, num_classes, num_here, dtype)
+    return LocalHead(hidden, weight, bias, target, shards, rows, num_classes, num_here, dtype)
 
 
 def check_aux(return_aux: bool | Collection[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.arguments import factors_of
-from anl_kernels.execution import Aux
+from anl_kernels.execution import Aux, over_ranks
 from anl_kernels.linear.arguments import (
     check_aux,
     check_chunk_bytes,
@@ -21,6 +21,7 @@ from anl_kernels.linear.arguments import (
 from anl_kernels.linear.execution import LinearCall, run
 from anl_kernels.linear.ops import HeadSpec
 from anl_kernels.options import Reduction
+from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms
 
@@ -101,6 +102,7 @@ def linear_robust_loss(
         ignore_index=ignore_index,
         reduction=reduction,
         class_scale=class_scale,
+        rows=head.rows,
     )
     options = HeadSpec(
         softcap=check_softcap(logit_softcap),
@@ -120,4 +122,6 @@ def linear_robust_loss(
         aux=aux,
     )
     loss, made = run(call)
+    if is_dtensor(hidden) or is_dtensor(linear_weight):
+        loss, made = over_ranks(loss, made, head.rows)
     return (loss, made) if return_aux else loss

@@ -1,0 +1,405 @@
+"""Rows over ranks, by DTensors: one loss of all rows, with its gradient on every rank."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import anl_kernels as ak
+from tests.cases import CASES, KINDS
+from tests.sharding.helpers import NUM_CLASSES, assert_close, random_logits
+from tests.sharding.meshes import R, distributed, leaf, mesh_of, of_rows, placed, whole
+
+TERMS = CASES["ANL-CE"]
+# The logits' shape, the mesh, and for each dimension of the mesh the dimension that it shards.
+LAYOUTS = {
+    "rows": ((8, NUM_CLASSES), (4,), (0,)),
+    "uneven": ((7, NUM_CLASSES), (4,), (0,)),
+    "with-empty": ((5, NUM_CLASSES), (4,), (0,)),
+    "fewer-rows-than-ranks": ((2, NUM_CLASSES), (4,), (0,)),
+    "space": ((2, 9, 6), (4,), (2,)),
+    "last-of-space": ((2, 9, 3, 5), (4,), (3,)),
+    "rows-and-space": ((3, 9, 5), (2, 2), (0, 2)),
+    "rows-twice": ((7, 9), (2, 2), (0, 0)),
+    "rows-and-classes": ((5, NUM_CLASSES), (2, 2), (0, 1)),
+    "classes-and-rows": ((5, 41), (2, 2), (1, 0)),
+    "space-and-classes": ((2, 9, 5), (2, 2), (2, 1)),
+    "rows-and-copies": ((5, NUM_CLASSES), (2, 2), (0, R)),
+    "classes": ((5, NUM_CLASSES), (4,), (1,)),
+}
+
+
+def batch_of(layout, dtype=torch.float64):
+    """(logits, target, mesh, placements), with an ignored row."""
+    shape, mesh, sharded = LAYOUTS[layout]
+    return *random_logits(shape, dtype), mesh_of(mesh), placed(sharded)
+
+
+def check_terms(group, layout, names, backend, dtype, tolerance):
+    logits, target, mesh, placements = batch_of(layout, dtype)
+    labels = distributed(target, mesh, of_rows(placements))
+    for name in names:
+        for reduction in ("mean", "sum", "none"):
+            given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+            up = torch.rand(target.shape if reduction == "none" else (), dtype=dtype).to(dtype)
+            with ak.use_backend(backend):
+                loss = ak.robust_loss(given, labels, CASES[name], reduction=reduction)
+                wanted = ak.robust_loss(one, target, CASES[name], reduction=reduction)
+            (wanted * up).sum().backward()
+            if reduction == "none" and layout != "classes":
+                assert loss.placements == labels.placements
+                up = distributed(up, mesh, of_rows(placements))
+            else:
+                assert type(loss) is torch.Tensor
+            (loss * up).sum().backward()
+            assert given.grad.placements == given.placements
+            assert_close(whole(loss).detach(), wanted.detach(), tolerance, (name, reduction))
+            assert_close(whole(given.grad), one.grad, 10 * tolerance, (name, reduction))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(ranks, layout):
+    ranks(4, check_terms, layout, ["ANL-CE", "GCE"], "auto", torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("layout", ["with-empty", "rows-and-classes"])
+def test_all_terms(ranks, layout):
+    ranks(4, check_terms, layout, KINDS, "cpu", torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
+@pytest.mark.parametrize("layout", ["with-empty", "rows-and-classes"])
+def test_backends(ranks, backend, layout):
+    ranks(4, check_terms, layout, ["ANL-CE"], backend, torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("layout", ["uneven", "space", "classes-and-rows"])
+def test_float32(ranks, layout):
+    ranks(4, check_terms, layout, ["ANL-CE", "CE"], "auto", torch.float32, 5e-7)
+
+
+def check_weights(group, layout, reduction, plain):
+    """Class weights, learned weights of rows and of terms, of which each rank has the whole."""
+    logits, target, mesh, placements = batch_of(layout)
+    lie = of_rows(placements)
+    copies = placed([R] * mesh.ndim)
+    weight, factors = torch.rand(logits.shape[1]).double(), torch.rand(target.shape).double()
+    alpha = torch.tensor(0.7)
+
+    def found(logits, target, weight, factors, alpha):
+        given = logits, weight, factors, alpha
+        loss = ak.robust_loss(
+            logits,
+            target,
+            alpha * ak.NCE() + ak.GCE(),
+            weight=weight,
+            sample_weight=factors,
+            reduction=reduction,
+        )
+        grads = torch.autograd.grad(loss.sum(), given)
+        return whole(loss.detach()), grads, given
+
+    wanted, of_one, _ = found(*map(leaf, (logits,)), target, *map(leaf, (weight, factors, alpha)))
+    others = [leaf(tensor) for tensor in (weight, factors, alpha)]
+    if not plain:
+        others = [
+            distributed(tensor, mesh, where)
+            for tensor, where in zip(others, (copies, lie, copies), strict=True)
+        ]
+        target = distributed(target, mesh, lie)
+    loss, grads, given = found(distributed(leaf(logits), mesh, placements), target, *others)
+    assert_close(loss, wanted, 1e-12)
+    for grad, one, tensor in zip(grads, of_one, given, strict=True):
+        assert type(grad) is type(tensor.detach())
+        assert getattr(grad, "placements", None) == getattr(tensor, "placements", None)
+        assert_close(whole(grad), one, 1e-6 if one.dtype == torch.float32 else 1e-11)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("layout", ["with-empty", "space", "rows-and-space", "rows-and-classes"])
+def test_weights(ranks, layout, reduction, plain):
+    ranks(4, check_weights, layout, reduction, plain)
+
+
+def check_replicated_beside_rows(group):
+    """Targets and weights that all ranks have, of rows that they share."""
+    logits, target, mesh, placements = batch_of("with-empty")
+    factors, copies = torch.rand(target.shape).double(), placed([R])
+    given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+    loss = ak.robust_loss(
+        given,
+        distributed(target, mesh, copies),
+        TERMS,
+        sample_weight=distributed(factors, mesh, copies),
+    )
+    loss.backward()
+    wanted = ak.robust_loss(one, target, TERMS, sample_weight=factors)
+    wanted.backward()
+    assert_close(loss.detach(), wanted.detach(), 1e-12)
+    assert_close(whole(given.grad), one.grad, 1e-11)
+
+
+def test_replicated_target_and_sample_weight(ranks):
+    ranks(4, check_replicated_beside_rows)
+
+
+def check_replicated_weights(group, sharded):
+    """Beside logits that are replicated, sharded on classes, or plain."""
+    logits, target = random_logits((5, NUM_CLASSES))
+    weight, factors = torch.rand(NUM_CLASSES).double(), torch.rand(5).double()
+    mesh, copies = mesh_of((4,)), placed([R])
+    given = logits if sharded is None else distributed(logits, mesh, placed([sharded]))
+    weights = {"weight": weight, "sample_weight": factors}
+    everywhere = {name: distributed(value, mesh, copies) for name, value in weights.items()}
+    alpha = distributed(torch.tensor(0.5), mesh, copies)
+    loss = ak.robust_loss(given, target, alpha * ak.CE(), **everywhere)
+    assert_close(loss, ak.robust_loss(logits, target, 0.5 * ak.CE(), **weights), 1e-12)
+
+
+@pytest.mark.parametrize("sharded", [None, R, 1])
+def test_replicated_weights(ranks, sharded):
+    ranks(4, check_replicated_weights, sharded)
+
+
+def check_ignored(group, ignored):
+    logits, target, mesh, placements = batch_of("uneven")
+    target[ignored] = -100
+    given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+    loss = ak.robust_loss(given, target, TERMS)
+    loss.backward()
+    wanted = ak.robust_loss(one, target, TERMS)
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(whole(given.grad), one.grad)
+
+
+@pytest.mark.parametrize("ignored", [slice(0, 2), slice(1, 6), slice(None)], ids=str)
+def test_ranks_without_rows_that_count(ranks, ignored):
+    ranks(4, check_ignored, ignored)
+
+
+def check_flattened(group):
+    """What is left of sequences that are sharded, after a view as rows."""
+    logits, target = random_logits((6, 9, 8))
+    mesh = mesh_of((4,))
+    given = distributed(leaf(logits.transpose(1, 2)), mesh, placed([1]))
+    labels = distributed(target, mesh, placed([1]))
+    one = leaf(logits)
+    for reduction in ("none", "mean"):
+        options = {"terms": TERMS, "reduction": reduction}
+        loss = ak.robust_loss(given.reshape(-1, 9), labels.reshape(-1), **options)
+        wanted = ak.robust_loss(one, target, **options)
+        assert_close(whole(loss).view(wanted.shape).detach(), wanted.detach(), 1e-12)
+    loss.backward()
+    wanted.backward()
+    assert_close(whole(given.grad).transpose(1, 2), one.grad, 1e-11)
+
+
+def test_flattened_sequences(ranks):
+    ranks(4, check_flattened)
+
+
+def check_aux(group, layout):
+    logits, target, mesh, placements = batch_of(layout)
+    given = distributed(logits, mesh, placements)
+    names = ["term_losses", "lse", "p_y", "argmax", "probs"]
+    loss, aux = ak.robust_loss(given, target, TERMS, return_aux=names)
+    wanted, one = ak.robust_loss(logits, target, TERMS, return_aux=names)
+    torch.testing.assert_close(loss, wanted)
+    for name in names:
+        torch.testing.assert_close(whole(getattr(aux, name)), getattr(one, name))
+    assert aux.p_y.placements == of_rows(placements)
+    assert aux.probs.placements == placements
+
+
+@pytest.mark.parametrize("layout", ["with-empty", "space", "rows-and-classes", "rows-and-space"])
+def test_auxiliary_outputs(ranks, layout):
+    ranks(4, check_aux, layout)
+
+
+def check_padding(group, layout):
+    logits, target, mesh, placements = batch_of(layout)
+    target = target.clamp(max=4)
+    given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+    loss = ak.robust_loss(given, target, TERMS, num_classes=5)
+    loss.backward()
+    ak.robust_loss(one, target, TERMS, num_classes=5).backward()
+    assert_close(whole(given.grad), one.grad, 1e-11)
+    if layout == "rows-and-classes":
+        with pytest.raises(ValueError, match="cannot hold 'probs' with num_classes=5"):
+            ak.robust_loss(given, target, TERMS, num_classes=5, return_aux=["probs"])
+
+
+@pytest.mark.parametrize("layout", ["with-empty", "rows-and-classes"])
+def test_padding(ranks, layout):
+    ranks(4, check_padding, layout)
+
+
+def check_inplace(group, layout):
+    """The logits' memory takes the gradient, and whoever saved them learns of it."""
+    logits, target, mesh, placements = batch_of(layout, torch.float32)
+    grads = []
+    for inplace in (False, True):
+        given = distributed(leaf(logits), mesh, placements)
+        ak.robust_loss(given * 1, target, TERMS, inplace=inplace).backward()
+        grads.append(whole(given.grad))
+    torch.testing.assert_close(*grads)
+    for reduction in ("mean", "none"):
+        given = distributed(leaf(logits), mesh, placements)
+        loss = ak.robust_loss(given.tanh(), target, TERMS, inplace=True, reduction=reduction)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.sum().backward()
+
+
+@pytest.mark.parametrize("layout", ["rows", "rows-and-classes"])
+def test_inplace(ranks, layout):
+    ranks(4, check_inplace, layout)
+
+
+def check_sum_with_dtensor(group, layout):
+    """A loss that is a plain tensor, beside a penalty that is a DTensor."""
+    logits, target, mesh, placements = batch_of(layout)
+    given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+    loss = ak.robust_loss(given, target, TERMS) + 0.1 * (given * given).sum()
+    loss.backward()
+    wanted = ak.robust_loss(one, target, TERMS) + 0.1 * (one * one).sum()
+    wanted.backward()
+    assert_close(whole(loss).detach(), wanted.detach(), 1e-12)
+    assert_close(whole(given.grad), one.grad, 1e-11)
+
+
+@pytest.mark.parametrize("layout", ["rows", "rows-and-classes", "classes"])
+def test_sum_with_a_dtensor(ranks, layout):
+    ranks(4, check_sum_with_dtensor, layout)
+
+
+def check_second_derivatives(group):
+    logits, target, mesh, placements = batch_of("with-empty")
+    found = []
+    for tensor in (distributed(leaf(logits), mesh, placements), leaf(logits)):
+        loss = ak.robust_loss(tensor, target, TERMS)
+        (grad,) = torch.autograd.grad(loss, tensor, create_graph=True)
+        found.append(whole(torch.autograd.grad((grad**2).sum(), tensor)[0]))
+    assert_close(*found, 1e-10)
+
+
+def test_second_derivatives(ranks):
+    ranks(4, check_second_derivatives)
+
+
+def check_compiled(group, layout):
+    logits, target, mesh, placements = batch_of(layout, torch.float32)
+    weight = torch.rand(target.shape)
+    labels, factors = (distributed(t, mesh, of_rows(placements)) for t in (target, weight))
+
+    def loss(z, y, w):
+        return ak.robust_loss(z, y, TERMS, sample_weight=w)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = []
+    for function in (loss, compiled):
+        given = distributed(leaf(logits), mesh, placements)
+        value = function(given, labels, factors)
+        value.backward()
+        found.append((value.detach(), whole(given.grad)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("layout", ["uneven", "rows-and-classes"])
+def test_compiled(ranks, layout):
+    ranks(4, check_compiled, layout)
+
+
+def check_refusals(group):
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    logits, target, mesh, (by_rows,) = batch_of("rows")
+    given = distributed(logits, mesh, [by_rows])
+    mine = slice(2 * group.rank(), 2 * group.rank() + 2)
+    for name, options in (
+        ("target", {"target": target[mine]}),
+        ("sample_weight", {"sample_weight": torch.rand(2).double()}),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{name} must have shape \(8,\).*DTensor\.from_local"
+        ):
+            ak.robust_loss(given, **{"target": target, "terms": TERMS, **options})
+    other = distributed(target, mesh_of((2, 2)), placed([0, R]))
+    with pytest.raises(ValueError, match="target must be replicated, or lie as the rows do"):
+        ak.robust_loss(given, other, TERMS)
+    parts = DTensor.from_local(logits, mesh, [Partial()])
+    with pytest.raises(ValueError, match="logits must not be a partial sum"):
+        ak.robust_loss(parts, target, TERMS)
+    weight = distributed(torch.rand(NUM_CLASSES), mesh, [Shard(0)])
+    with pytest.raises(ValueError, match="weight must be replicated"):
+        ak.robust_loss(given, target, TERMS, weight=weight)
+    for name in ("target", "sample_weight"):
+        options = {"target": target, "terms": TERMS, name: [1, 2]}
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+            ak.robust_loss(given, **options)
+
+
+def test_refusals(ranks):
+    ranks(4, check_refusals)
+
+
+class LearnedGCE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, log_p):
+        q = F.softplus(self.raw)
+        return -torch.expm1(q * log_p) / q
+
+
+def check_log_prob(group, layout):
+    logits, target, mesh, placements = batch_of(layout)
+    shape = (target.shape[0], 3, *target.shape[1:])
+    several = torch.randint(logits.shape[1], shape)
+    cases = [target, target.unsqueeze(1)] if "classes" in layout else [target, several]
+    for classes in cases:
+        given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+        log_p, wanted = ak.log_prob(given, classes), ak.log_prob(one, classes)
+        assert_close(whole(log_p).detach(), wanted.detach(), 1e-12)
+        (log_p**2).sum().backward()
+        (wanted**2).sum().backward()
+        assert_close(whole(given.grad), one.grad, 1e-11)
+    for reduction in ("mean", "none"):
+        criteria = [ak.LogProbLoss(LearnedGCE(), reduction=reduction) for _ in range(2)]
+        given, one = distributed(leaf(logits), mesh, placements), leaf(logits)
+        loss, wanted = criteria[0](given, target), criteria[1](one, target)
+        assert_close(whole(loss).detach(), wanted.detach(), 1e-12)
+        loss.sum().backward()
+        wanted.sum().backward()
+        assert_close(whole(given.grad), one.grad, 1e-11)
+        assert_close(criteria[0].head.raw.grad, criteria[1].head.raw.grad, 1e-11)
+
+
+@pytest.mark.parametrize("layout", ["with-empty", "space", "rows-and-classes"])
+def test_log_prob(ranks, layout):
+    ranks(4, check_log_prob, layout)
+
+
+def check_hidden_parameters(group):
+    """What learns inside a function or a term would learn of this rank's rows alone."""
+    logits, target, mesh, placements = batch_of("with-empty")
+    given = distributed(leaf(logits), mesh, placements)
+    parameter = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    class Learning(ak.terms.Term):
+        def rows(self, row):
+            return row.rest * parameter
+
+    with pytest.raises(ValueError, match=r"head must be an nn\.Module"):
+        ak.LogProbLoss(lambda log_p: parameter * log_p)(given, target)
+    with pytest.raises(ValueError, match="Learning has something that is learned"):
+        ak.robust_loss(given, target, Learning())
+    with torch.no_grad():
+        loss = ak.robust_loss(given, target, Learning())
+        assert_close(loss, ak.robust_loss(logits, target, 2.0 * ak.MAE()), 1e-12)
+
+
+def test_hidden_parameters_are_refused(ranks):
+    ranks(4, check_hidden_parameters)
