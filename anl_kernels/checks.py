@@ -15,6 +15,7 @@ from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
 from anl_kernels.labels import is_ignored
 from anl_kernels.settings import settings
+from anl_kernels.versions import why_unchecked
 
 _PLAIN = (Tensor, Parameter)
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -166,11 +167,22 @@ def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
 
 
 def check_inplace(logits: Tensor) -> None:
-    """Raise ValueError where a gradient written over the logits would be lost or wrong."""
+    """Raise where a gradient written over the logits would be lost or wrong.
+
+    Raises:
+        RuntimeError: it may be somebody else's that is wrong, whom PyTorch would not tell.
+        ValueError: the logits themselves do not do.
+    """
     if logits.requires_grad and logits.is_leaf:
         raise ValueError(
             "inplace=True needs logits that were computed, such as a layer's output; these are a "
             "leaf that requires grad, whose .grad would share their memory: pass inplace=False"
+        )
+    reason = why_unchecked(logits)
+    if reason:
+        raise RuntimeError(
+            f"inplace=True overwrites the logits, and PyTorch would not tell whoever saved them "
+            f"for backward, which would be silently wrong: these {reason}; pass inplace=False"
         )
     if _may_overlap(logits):
         raise ValueError(

@@ -56,9 +56,10 @@ def robust_loss(
             that counts the loss is 0 and so is its gradient. "none" gives one loss for each row.
         class_scale: factor on the normalised terms (NCE, NNCE, NFL, NNFL, NGCE), whose gradients
             shrink as 1/K; "auto" for ``K log K / (10 log 10)``.
-        inplace: let the gradient overwrite the logits, to save their size in memory. Whoever
-            saved them for backward raises then; a second backward does too. The reference
-            backend does not use the permission.
+        inplace: let the gradient overwrite the logits, to save their size in memory. Nothing may
+            read them after the call. Who saved them for backward before it raises then, and a
+            second backward does too. Where PyTorch would not notice, the call raises. The
+            reference backend and compiled code do not use the permission.
         process_group: the ranks that share the classes of these rows, each with its own columns
             of the logits: a process group, or a :class:`ClassShards`, which spares a question to
             all ranks in every call. Target, weights and results are the same on all of them,
@@ -78,9 +79,13 @@ def robust_loss(
         ValueError: a shape or device does not fit, or a parameter is out of range at this K.
         IndexError: a label is outside [0, K) and not ``ignore_index``. On a GPU only inside
             :func:`check_labels`; otherwise the row's loss is NaN there.
-        RuntimeError: the backend asked for with :func:`use_backend` cannot run.
+        RuntimeError: the backend asked for with :func:`use_backend` cannot run; or ``inplace`` with
+            logits of a compiled function or of a DTensor, or inside a saved-tensor hook, such as
+            ``checkpoint(use_reentrant=False)``.
     """
     checks.check_floating_logits(logits)
+    # In compiled code everybody has tensors of their own: see execution._kernels.
+    inplace = inplace and not torch.compiler.is_compiling()
     if inplace and logits.requires_grad and torch.is_grad_enabled():
         checks.check_inplace(logits)
     given = logits

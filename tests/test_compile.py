@@ -135,7 +135,6 @@ def test_strides(arrange, backend, device):
     assert_same(compiled_loss_and_grad(loss, logits, target), wanted)
 
 
-# "inplace" fails on Triton: row_grad_ has no fake kernel.
 OPTIONS = {
     "weight": lambda device: {"weight": torch.rand(5, device=device)},
     "sample_weight": lambda device: {"sample_weight": torch.rand(4, device=device)},

@@ -39,7 +39,8 @@ def compute_loss_func(
             own logits: classifiers, masked language models, encoder-decoder models.
         **options: keywords of :func:`anl_kernels.robust_loss`, but ``reduction``, ``return_aux``
             and ``sample_weight``. ``inplace=True`` saves the gradient's memory: it takes the place
-            of the logits as soon as the loss is there, and nothing may read them after that.
+            of the logits as soon as the loss is there, and nothing may read them after that. Not
+            with ``torch_compile=True``, whose logits it refuses.
 
     Returns:
         ``compute(outputs, labels, num_items_in_batch=None)`` of

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed.tensor import DeviceMesh, Replicate, Shard, distribute_tensor
 
 import anl_kernels as ak
 from tests.cases import CASES, KINDS
@@ -263,6 +264,21 @@ def check_inplace(group, sizes):
 
 def test_inplace(ranks):
     on_ranks(ranks, SPLITS["2-uneven"], check_inplace)
+
+
+def check_inplace_of_dtensors(group, sizes):
+    mesh = DeviceMesh.from_group(group, "cpu")
+    for place in (Shard(1), Replicate()):
+        logits, target = random_logits((5, NUM_CLASSES), torch.float32)
+        computed = distribute_tensor(logits, mesh, [place]).requires_grad_() * 1
+        options = {"process_group": group} if place == Shard(1) else {}
+        for given, others in ((computed, {}), (computed.to_local(), options)):
+            with pytest.raises(RuntimeError, match=r"inplace=True overwrites .* DTensor"):
+                ak.robust_loss(given, target, CASES["ANL-CE"], inplace=True, **others)
+
+
+def test_inplace_of_dtensors_is_refused(ranks):
+    on_ranks(ranks, SPLITS["2"], check_inplace_of_dtensors)
 
 
 def check_second_derivatives(group, sizes):
