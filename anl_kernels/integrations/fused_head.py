@@ -6,7 +6,6 @@ stand-in for logits, and the model's loss function computes the loss of what the
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from functools import cache, partial
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 
 from anl_kernels.integrations.items import ItemLoss, LogitsLoss, next_labels
 from anl_kernels.integrations.logit_law import LogitLaw, law_of, probes_like
-from anl_kernels.integrations.model_loss import calls_loss_function
+from anl_kernels.integrations.model_loss import calls_loss_function, owners_of_hooks
+from anl_kernels.integrations.shift import Shift, ask_for_shift
+from anl_kernels.integrations.watch import Watch, check_forward, has_labels, place_of_labels
 from anl_kernels.linear.module import LinearRobustLoss
 from anl_kernels.options import LossOptions
 from anl_kernels.terms import Term, Terms
@@ -54,14 +55,15 @@ class FusedHead:
         except TypeError as error:
             raise TypeError(f"{self.name} cannot be patched: {error}") from error
         shared = {k: v for k, v in options.items() if k in LossOptions.__annotations__}
-        self.of_logits = LogitsLoss(terms, shift=True, options=shared)
+        self.of_logits = LogitsLoss(terms, shared)
         self.fuse_in_eval = fuse_in_eval
         self.law: LogitLaw | None = None
         self.active = False
         self.hidden: Tensor | None = None
         self.stand_in: Tensor | None = None
-        parameters = inspect.signature(type(model).forward).parameters
-        self.place_of_labels = list(parameters).index("labels") - 1  # self is no argument
+        self.watch = Watch("unpatch_model")
+        self.shift: Shift = "auto" if model.config.is_encoder_decoder else True
+        self.place_of_labels = place_of_labels(model)
         self.handles = [
             model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             model.register_forward_hook(self.after_model, with_kwargs=True, always_call=True),
@@ -73,8 +75,7 @@ class FusedHead:
     @classmethod
     def of(cls, model: nn.Module) -> FusedHead | None:
         """The one whose hooks a model has, whatever its loss_function is now; None without."""
-        owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
-        return next((owner for owner in owners if isinstance(owner, cls)), None)
+        return next(iter(owners_of_hooks(model, cls)), None)
 
     def remove(self, model: PreTrainedModel) -> None:
         """Take everything off the model again, but a loss_function that was set since."""
@@ -90,22 +91,19 @@ class FusedHead:
                 "a patched model cannot be run by nn.DataParallel, whose threads share it; start "
                 "one process for each GPU (torchrun, accelerate launch), or show it one GPU only"
             )
-        place = self.place_of_labels
-        labels = args[place] if place < len(args) else kwargs.get("labels")
+        labelled = has_labels(self.place_of_labels, args, kwargs)
         self.hidden = self.stand_in = None
-        self.active = labels is not None and (model.training or self.fuse_in_eval)
+        self.active = labelled and (model.training or self.fuse_in_eval)
         if self.active and model.loss_function is not self:
             self.active = False
             raise RuntimeError(
                 f"loss_function of a patched {self.name} was changed or deleted; call "
                 f"unpatch_model to have that loss, and patch_model after it for another"
             )
-        if torch.compiler.is_compiling():  # a logger would break the graph
-            return
-        if self.active and not model.training:
+        self.watch.before(model, labelled)
+        # A logger would break the graph.
+        if self.active and not model.training and not torch.compiler.is_compiling():
             _tell_that_there_are_no_logits()
-        elif labels is None and model.training and torch.is_grad_enabled():
-            _tell_that_there_is_no_loss()
 
     def before_head(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         """Keep the hidden states, and give the head nothing to do."""
@@ -132,8 +130,11 @@ class FusedHead:
         **__: Any,
     ) -> Tensor:
         """The loss of the hidden states that the head was given, or of logits if there are any."""
+        self.watch.call()
         if not self.active:
-            return self.of_logits(logits, labels, num_items_in_batch, shift_labels)
+            return self.of_logits(
+                logits, labels, num_items_in_batch, shift_labels, shift=self.shift
+            )
         hidden = self.hidden
         if hidden is None:
             raise RuntimeError(
@@ -149,6 +150,11 @@ class FusedHead:
         law = self.law or self._learn(logits)
         if shift_labels is None:
             assert labels is not None  # or this forward would not be active
+            if self.shift == "auto":
+                raise ask_for_shift(
+                    f"{self.name} is an encoder-decoder and hands on no shift_labels",
+                    "use compute_loss_func and ",
+                )
             shift_labels = next_labels(labels, self.loss.ignore_index)
         if shift_labels.shape != hidden.shape[:-1]:
             raise ValueError(
@@ -163,6 +169,7 @@ class FusedHead:
         """Take the stand-in for logits out of the output."""
         active, stand_in = self.active, self.stand_in
         self.active, self.hidden, self.stand_in = False, None, None
+        self.watch.after(model, output)
         if not active or output is None:  # as after an exception
             return None
         if isinstance(output, tuple):
@@ -196,6 +203,7 @@ def check_model(model: PreTrainedModel) -> str:
         )
     if FusedHead.of(model) is not None:
         raise ValueError(f"model must not be patched already, got a patched {name}; unpatch_model")
+    check_forward(model)
     return name
 
 
@@ -222,13 +230,4 @@ def _tell_that_there_are_no_logits() -> None:
     logging.getLogger(__name__).warning(
         "a patched model was given labels in evaluation and returns logits=None; a call without "
         "labels has logits, and so has patch_model(..., fuse_in_eval=False)"
-    )
-
-
-@cache
-def _tell_that_there_is_no_loss() -> None:
-    logging.getLogger(__name__).warning(
-        "a patched model was called in training without labels and returns logits, no loss of "
-        "patch_model's; Trainer takes labels out for label_smoothing_factor (use "
-        "ak.CE(label_smoothing=...) among the terms) and for compute_loss_func (leave it out)"
     )

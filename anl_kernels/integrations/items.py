@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.checks import check_label_dtype
+from anl_kernels.integrations.shift import Shift, ask_for_shift
 from anl_kernels.losses import Criterion, RobustLoss
 from anl_kernels.terms import Term, Terms
 
@@ -55,11 +56,10 @@ class ItemLoss:
 
 
 class LogitsLoss:
-    """The loss of logits (..., K) and labels (...), those of the next position if ``shift``."""
+    """The loss of logits (..., K) and labels (...)."""
 
-    def __init__(self, terms: Term | Terms, shift: bool, options: Mapping[str, Any]) -> None:
+    def __init__(self, terms: Term | Terms, options: Mapping[str, Any]) -> None:
         self.loss = ItemLoss(partial(RobustLoss, terms), options)
-        self.shift = shift
 
     def __call__(
         self,
@@ -67,13 +67,19 @@ class LogitsLoss:
         labels: Tensor | None,
         num_items: Tensor | int | None = None,
         shifted: Tensor | None = None,
+        *,
+        shift: Shift,
     ) -> Tensor:
-        """The loss; ``shifted`` are labels that have moved already."""
-        target = self._target(logits, labels) if shifted is None else shifted
+        """The loss, with ``shift`` of the next position's labels; ``shifted`` have moved already.
+
+        Raises:
+            ValueError: shift is "auto", which the caller has not decided, and must be known.
+        """
+        target = self._target(logits, labels, shift) if shifted is None else shifted
         target = target.to(logits.device)
         return self.loss(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), num_items)
 
-    def _target(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+    def _target(self, logits: Tensor, labels: Tensor | None, shift: Shift) -> Tensor:
         if labels is None:
             raise TypeError("labels must be a tensor of class indices, got None")
         if labels.shape != logits.shape[:-1]:
@@ -81,7 +87,9 @@ class LogitsLoss:
                 f"labels must have shape {tuple(logits.shape[:-1])} for logits of shape "
                 f"{tuple(logits.shape)} (classes last), got {tuple(labels.shape)}"
             )
-        if not self.shift:
+        if shift == "auto":
+            raise ask_for_shift("logits and labels alone do not tell")
+        if not shift:
             return labels
         if labels.dim() < 2:
             raise ValueError(

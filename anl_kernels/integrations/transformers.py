@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from typing_extensions import Unpack
 
-from anl_kernels.integrations.model_loss import ModelLoss, TrainerLoss, calls_loss_function
+from anl_kernels.integrations.model_loss import (
+    ModelLoss,
+    SetLoss,
+    TrainerLoss,
+    calls_loss_function,
+)
+from anl_kernels.integrations.shift import Shift, shift_of_model
 from anl_kernels.options import LinearOptions, LossOptions
 from anl_kernels.terms import Term, Terms
 
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def compute_loss_func(
-    terms: Term | Terms, *, shift: bool = True, **options: Unpack[LossOptions]
+    terms: Term | Terms, *, shift: Shift = "auto", **options: Unpack[LossOptions]
 ) -> Callable[..., Tensor]:
     """A loss for ``Trainer(compute_loss_func=...)``, computed of the logits of a model's output.
 
@@ -34,9 +40,12 @@ def compute_loss_func(
 
     Args:
         terms: a term or a weighted sum of terms, whose weights are not learned.
-        shift: the logits of a position predict the label of the next one, as in causal language
-            models. The labels move; the logits are not copied. False where labels stand at their
-            own logits: classifiers, masked language models, encoder-decoder models.
+        shift: True if the logits of a position predict the label of the next one, as in causal
+            language models; the labels move, the logits are not copied. False where labels stand
+            at their own logits: classifiers, masked language models, encoder-decoder models.
+            "auto": as the class of the output says (``MoeCausalLMOutputWithPast``,
+            ``TokenClassifierOutput``, ``Seq2SeqLMOutput``). Tuples, tensors and classes that
+            models of both kinds return do not tell, and are an error.
         **options: keywords of :func:`anl_kernels.robust_loss`, but ``reduction``, ``return_aux``
             and ``sample_weight``. ``inplace=True`` saves the gradient's memory: it takes the place
             of the logits as soon as the loss is there, and nothing may read them after that. Not
@@ -55,8 +64,9 @@ def compute_loss_func(
     Raises:
         TypeError: terms is not a term or has learned weights, or an option is unknown. By the
             result, if labels are None or there are no logits.
-        ValueError: an option has a value it cannot have. By the result, if labels do not fit, or
-            num_items_in_batch is negative, or several numbers.
+        ValueError: an option has a value it cannot have. By the result, if shift is "auto" and the
+            outputs do not tell, labels do not fit, or num_items_in_batch is negative, or several
+            numbers.
 
     Example:
         >>> Trainer(model, args, compute_loss_func=compute_loss_func(ak.GCE(q=0.7)), ...)
@@ -68,7 +78,7 @@ def set_loss_function(
     model: PreTrainedModel,
     terms: Term | Terms,
     *,
-    shift: bool = True,
+    shift: Shift = "auto",
     **options: Unpack[LossOptions],
 ) -> PreTrainedModel:
     """Set the loss that a model's forward computes of its logits when it is given labels.
@@ -76,13 +86,21 @@ def set_loss_function(
     Unlike :func:`compute_loss_func` it works without ``Trainer`` too, and what a model adds to its
     loss (a router's balance) stays. Undo it by ``del model._loss_function``.
 
+    **A loss that somebody takes away is an error.** Hooks on the model, which it keeps when it is
+    copied, compiled or wrapped, raise RuntimeError in a forward with labels that does not call the
+    loss, as after TRL or Liger have replaced the forward, and in one without labels where
+    ``Trainer`` has taken them out (``label_smoothing_factor``, ``compute_loss_func``); in backward,
+    where a ``Trainer`` trains nothing but a loss of its own of the model's logits.
+
     Classifiers of transformers do not all hand ``num_items_in_batch`` on, and accumulated gradients
     are not those of one batch then: take :func:`compute_loss_func` for them.
 
     Args:
         model: a model of transformers whose forward calls ``self.loss_function``.
         terms: as for :func:`compute_loss_func`.
-        shift: as for :func:`compute_loss_func`.
+        shift: True or False as for :func:`compute_loss_func`. "auto": as the loss that the model
+            computes itself, by its ``loss_type`` or else the classes it inherits from. Labels that
+            the model has moved already (``shift_labels``) never move again.
         **options: as for :func:`compute_loss_func`.
 
     Returns:
@@ -91,9 +109,13 @@ def set_loss_function(
     Raises:
         ImportError: transformers is missing.
         TypeError: the model is none of transformers, or its forward computes the loss otherwise
-            (BERT's classifiers, T5, BART); and as :func:`compute_loss_func`. By a forward, if it is
-            not of logits and class indices (regression, question answering).
-        ValueError: the model is patched by :func:`patch_model`; and as :func:`compute_loss_func`.
+            (BERT's classifiers, T5, BART), or one that is not of logits and class indices (question
+            answering, detection); and as :func:`compute_loss_func`. By a forward, if labels are no
+            class indices (regression).
+        ValueError: the model is patched by :func:`patch_model`, or shift is "auto" and nothing
+            tells; and as :func:`compute_loss_func`.
+        RuntimeError: Liger or TRL have replaced the model's forward. By a forward or a backward, if
+            the loss is passed over.
 
     Example:
         >>> set_loss_function(model, ak.GCE(q=0.7))
@@ -107,21 +129,23 @@ def set_loss_function(
             f"{name} cannot have a loss_function set: its forward does not call any, and would go "
             f"on with its own loss; use Trainer(compute_loss_func=compute_loss_func(...))"
         )
-    model.loss_function = loss_function(terms, shift=shift, **options)
+    SetLoss(model, terms, shift_of_model(model) if shift == "auto" else shift, options)
     return model
 
 
 def loss_function(
-    terms: Term | Terms, *, shift: bool = True, **options: Unpack[LossOptions]
+    terms: Term | Terms, *, shift: Shift = "auto", **options: Unpack[LossOptions]
 ) -> Callable[..., Tensor]:
     """What :func:`set_loss_function` sets, for code that calls ``model.loss_function`` itself.
 
     Set by ``model.loss_function = ...`` it is **ignored without a word** by the models whose
-    forward calls none (BERT's classifiers, T5, BART): :func:`set_loss_function` refuses those.
+    forward calls none (BERT's classifiers, T5, BART), and nothing sees to it that it is called:
+    :func:`set_loss_function` does both.
 
     Args:
         terms: as for :func:`compute_loss_func`.
-        shift: as for :func:`compute_loss_func`.
+        shift: True or False as for :func:`compute_loss_func`. With "auto" a call must have
+            ``shift_labels`` or ``pooled_logits``, for logits and labels alone do not tell.
         **options: as for :func:`compute_loss_func`.
 
     Returns:
@@ -133,7 +157,7 @@ def loss_function(
         As :func:`compute_loss_func`.
 
     Example:
-        >>> loss = loss_function(ak.GCE(q=0.7))(logits, labels, num_items_in_batch=17)
+        >>> loss = loss_function(ak.GCE(q=0.7), shift=True)(logits, labels, num_items_in_batch=17)
     """
     return ModelLoss(terms, shift, options)
 
@@ -152,6 +176,8 @@ def patch_model(
     as it is, all but its head: what it adds to the loss, and ``num_items_in_batch``, keep their
     effect. What it does to logits is found out in the first forward, which waits for the device:
     a factor (Cohere, Granite) and a softcap (Gemma 2) are fused too, anything else is an error.
+
+    **A loss that somebody takes away is an error**, as with :func:`set_loss_function`.
 
     The model's modules, parameters and keys stay what they are. It may be copied, saved, compiled,
     checkpointed, wrapped by DDP, or by FSDP as a whole, before or after. One that
@@ -177,6 +203,7 @@ def patch_model(
         ValueError: an option has a value it cannot have, or the model is patched already. By a
             forward, if labels do not fit the hidden states (with ``logits_to_keep``), or if the
             model does to its logits what is not understood.
+        RuntimeError: as :func:`set_loss_function`.
 
     Example:
         >>> patch_model(model, ak.GCE(q=0.7))

@@ -128,7 +128,7 @@ def delete(model):
 
 
 def replace(model):
-    model.loss_function = loss_function(ak.CE())
+    model.loss_function = loss_function(ak.CE(), shift=True)
 
 
 @pytest.mark.parametrize("change", [delete, replace])
@@ -150,24 +150,6 @@ def test_a_patched_model_whose_loss_function_changed(change, copied):
     assert not model.lm_head._forward_pre_hooks
 
 
-def test_a_call_in_training_without_labels_says_so(caplog):
-    from anl_kernels.integrations import fused_head
-
-    fused_head._tell_that_there_is_no_loss.cache_clear()
-    patched = patch_model(tiny(), TERMS)
-    patched(input_ids=IDS, labels=LABELS)
-    with torch.no_grad():
-        patched(input_ids=IDS)
-    patched.eval()(input_ids=IDS)
-    assert not caplog.records
-    patched.train()
-    for _ in range(2):
-        patched(input_ids=IDS)
-    (record,) = caplog.records
-    assert "in training without labels" in record.message
-    assert "label_smoothing" in record.message
-
-
 # Pickles and copies
 
 
@@ -186,7 +168,7 @@ def test_models_can_be_pickled_and_copied(door, again):
 @pytest.mark.parametrize("make", [compute_loss_func, loss_function])
 def test_losses_can_be_pickled(make):
     logits = torch.randn(4, 9, VOCABULARY)
-    loss = make(TERMS, weight=torch.rand(VOCABULARY))
+    loss = make(TERMS, shift=True, weight=torch.rand(VOCABULARY))
     again = pickle.loads(pickle.dumps(loss))
     torch.testing.assert_close(again(logits, LABELS), loss(logits, LABELS))
 
@@ -198,14 +180,14 @@ def test_a_classifier_of_images():
     """Which calls its loss with labels first."""
     model, pixels = of_images(), torch.randn(5, 3, 4, 4)
     labels = torch.tensor([0, 2, 1, 1, 0])
-    set_loss_function(model, TERMS, shift=False)
+    set_loss_function(model, TERMS)
     output = model(pixel_values=pixels, labels=labels)
     torch.testing.assert_close(output.loss, ak.robust_loss(output.logits, labels, TERMS))
 
 
 def test_a_classifier_of_sequences():
     model, labels = classifier(), torch.tensor([0, 2, 1, 1])
-    set_loss_function(model, TERMS, shift=False)
+    set_loss_function(model, TERMS)
     output = model(input_ids=IDS, labels=labels)
     torch.testing.assert_close(output.loss, ak.robust_loss(output.logits, labels, TERMS))
 
@@ -266,7 +248,7 @@ def test_outputs_without_logits():
 
 
 def test_numbers_of_items():
-    logits, compute = torch.randn(4, 9, VOCABULARY), compute_loss_func(TERMS)
+    logits, compute = torch.randn(4, 9, VOCABULARY), compute_loss_func(TERMS, shift=True)
     nothing = torch.full_like(LABELS, -100)
     for items in (None, 0, torch.tensor(0)):
         assert compute(logits, nothing, items) == 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.integrations.transformers import compute_loss_func, loss_function, patch_model
+from anl_kernels.integrations.transformers import compute_loss_func, patch_model, set_loss_function
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
@@ -24,13 +24,14 @@ def batch():
     return ids, labels
 
 
-def trainer_of(model, directory, **others):
+def trainer_of(model, directory, max_steps=STEPS, bf16=False, **others):
     """Every step accumulates the gradients of three batches, which are all the examples."""
     args = transformers.TrainingArguments(
         output_dir=str(directory),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=3,
-        max_steps=STEPS,
+        max_steps=max_steps,
+        bf16=bf16,
         learning_rate=RATE,
         optim="sgd",
         lr_scheduler_type="constant",
@@ -52,9 +53,7 @@ def with_logits(directory):
 
 
 def with_function(directory):
-    model = tiny()
-    model.loss_function = loss_function(TERMS)
-    return trainer_of(model, directory)
+    return trainer_of(set_loss_function(tiny(), TERMS), directory)
 
 
 def with_fused_head(directory):
@@ -91,6 +90,48 @@ def test_accumulated_steps_are_those_of_one_batch(make, by_hand, tmp_path):
     np.testing.assert_allclose(losses, by_hand[0], rtol=1e-4)  # old Trainers log four digits
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(parameter, by_hand[1][name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("door", ["own", "set", "patched"])
+def test_the_loss_of_a_router_counts_once_for_every_batch(door, tmp_path):
+    """Of transformers' Trainer, whosever the loss is: docs/language_models.md says so."""
+    change = {"own": lambda m, _: m, "set": set_loss_function, "patched": patch_model}[door]
+    model = change(tiny("Mixtral", torch.float32), ak.CE())
+    ids, labels = batch()
+    with torch.no_grad():
+        outputs = [model(input_ids=ids[i : i + 2], labels=labels[i : i + 2]) for i in (0, 2, 4)]
+    of_router = model.config.router_aux_loss_coef * sum(output.aux_loss for output in outputs)
+    logits = tiny("Mixtral", torch.float32)(input_ids=ids).logits[:, :-1]
+    of_labels = ak.robust_loss(logits.flatten(0, 1), labels[:, 1:].flatten(), ak.CE())
+    trainer = trainer_of(model, tmp_path, max_steps=1)
+    trainer.train()
+    found = trainer.state.log_history[0]["loss"]
+    assert found == pytest.approx((of_labels + of_router).item(), rel=1e-4)
+    assert found != pytest.approx((of_labels + of_router / 3).item(), rel=1e-4)
+
+
+def test_the_dtype_of_logits_under_mixed_precision(tmp_path):
+    """Converted after the model's forward, so that a loss inside has bfloat16."""
+    seen = {}
+
+    def watched(name, loss):
+        def compute(first, *others, **options):
+            logits = options.get("logits", getattr(first, "logits", first))
+            seen[name] = logits.dtype
+            return loss(first, *others, **options)
+
+        return compute
+
+    def run(name, model, loss=None):
+        trainer_of(model, tmp_path, bf16=True, max_steps=1, compute_loss_func=loss).train()
+
+    own = tiny(dtype=torch.float32)
+    run("outside", own, watched("outside", compute_loss_func(TERMS)))
+    own = set_loss_function(tiny(dtype=torch.float32), TERMS)
+    of_logits = own.loss_function.of_logits
+    own.loss_function.of_logits = watched("inside", of_logits)
+    run("inside", own)
+    assert seen == {"outside": torch.float32, "inside": torch.bfloat16}
 
 
 def test_evaluation(tmp_path):
@@ -132,7 +173,29 @@ def test_accumulated_steps_of_a_classifier(size, accumulated, tmp_path):
             disable_tqdm=True,
         ),
         train_dataset=[{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)],
-        compute_loss_func=compute_loss_func(TERMS, shift=False),
+        compute_loss_func=compute_loss_func(TERMS),
     )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(wanted, rel=1e-4)
+
+
+class Renamed(transformers.LlamaForCausalLM):
+    """From whose name transformers reads no loss_type."""
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="which counts every first label")
+@pytest.mark.parametrize(("kind", "counted"), [("Llama", 8), ("Renamed", 9), ("GPT2", 9)])
+def test_how_many_labels_the_trainer_counts(kind, counted, tmp_path):
+    """Of transformers' Trainer too."""
+    model = tiny("GPT2" if kind == "GPT2" else "Llama", torch.float32)
+    if kind == "Renamed":
+        model.__class__ = Renamed
+        model.loss_type = None
+    ids, _ = tokens(ROWS)
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    total = ak.robust_loss(logits, ids[:, 1:].flatten(), ak.CE(), reduction="sum")
+    trainer = trainer_of(set_loss_function(model, ak.CE()), tmp_path, max_steps=1)
+    trainer.train_dataset = [{"input_ids": i, "labels": i} for i in ids]
+    trainer.train()
+    found = trainer.state.log_history[0]["loss"]
+    assert found == pytest.approx(total.item() / (ROWS * counted), rel=1e-4)

@@ -15,6 +15,7 @@ from anl_kernels.integrations.transformers import (
     compute_loss_func,
     loss_function,
     patch_model,
+    set_loss_function,
     unpatch_model,
 )
 
@@ -54,7 +55,7 @@ def test_compute_loss_func(form, items):
     logits = torch.randn(4, 9, VOCABULARY, dtype=torch.float64, requires_grad=True)
     outputs = {"mapping": {"logits": logits}, "tuple": (logits,), "tensor": logits}[form]
     _, labels = tokens()
-    loss = compute_loss_func(TERMS)(outputs, labels, num_items_in_batch=items)
+    loss = compute_loss_func(TERMS, shift=True)(outputs, labels, num_items_in_batch=items)
     wanted = expected(logits, labels, TERMS, items)
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (loss, wanted)))
@@ -67,7 +68,7 @@ def test_of_a_classifier():
     torch.testing.assert_close(compute((logits,), labels), ak.robust_loss(logits, labels, ak.GCE()))
     of_tokens = compute(logits.reshape(2, 3, 3), labels.reshape(2, 3), 5)
     torch.testing.assert_close(of_tokens, ak.robust_loss(logits, labels, ak.GCE()))
-    pooled = loss_function(ak.GCE(), shift=False)(torch.zeros(1), labels, pooled_logits=logits)
+    pooled = loss_function(ak.GCE())(torch.zeros(1), labels, pooled_logits=logits)
     torch.testing.assert_close(pooled, ak.robust_loss(logits, labels, ak.GCE()))
 
 
@@ -75,14 +76,14 @@ def test_logits_are_not_copied():
     given = torch.randn(2, 9, VOCABULARY, requires_grad=True)
     logits = given * 1
     _, labels = tokens(2)
-    compute_loss_func(TERMS, inplace=True)(logits, labels).backward()
+    compute_loss_func(TERMS, shift=True, inplace=True)(logits, labels).backward()
     torch.testing.assert_close(logits.detach(), given.grad)  # which has taken their place
 
 
 @pytest.mark.parametrize("items", [4, torch.tensor(0), None])
 def test_a_batch_without_labels_that_count(items):
     logits = torch.randn(2, 9, VOCABULARY, requires_grad=True)
-    loss = compute_loss_func(TERMS)(logits, torch.full((2, 9), -100), items)
+    loss = compute_loss_func(TERMS, shift=True)(logits, torch.full((2, 9), -100), items)
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
@@ -90,7 +91,7 @@ def test_a_batch_without_labels_that_count(items):
 
 def test_refusals_of_logits():
     logits, labels = torch.randn(2, 9, VOCABULARY), torch.zeros(2, 9, dtype=torch.long)
-    compute = compute_loss_func(TERMS)
+    compute = compute_loss_func(TERMS, shift=True)
     with pytest.raises(TypeError, match="labels must be a tensor of class indices, got None"):
         compute(logits, None)
     with pytest.raises(ValueError, match=r"labels must have shape \(2, 9\).* got \(2, 8\)"):
@@ -111,7 +112,7 @@ def test_cross_entropy_is_the_models_own(family):
     """Of every door, so that shift, divisor, softcap and factor are transformers' own."""
     dtype = torch.float32 if family == "Mixtral" else torch.float64  # its experts know no other
     own, with_function, patched = (tiny(family, dtype) for _ in range(3))
-    with_function.loss_function = loss_function(ak.CE())
+    set_loss_function(with_function, ak.CE())
     patch_model(patched, ak.CE())
     ids, labels = tokens()
     for given in ({}, {"num_items_in_batch": torch.tensor(19)}):
@@ -337,7 +338,7 @@ def test_without_transformers(monkeypatch, name):
     monkeypatch.delitem(sys.modules, "anl_kernels.integrations.fused_head", raising=False)
     with pytest.raises(ImportError, match=r"pip install anl-kernels\[transformers\]"):
         patch_model(nn.Linear(2, 2), TERMS)
-    assert compute_loss_func(TERMS)(torch.randn(1, 2, 5), torch.tensor([[0, 3]])) > 0
+    assert compute_loss_func(TERMS, shift=True)(torch.randn(1, 2, 5), torch.tensor([[0, 3]])) > 0
 
 
 def test_nothing_else_imports_the_integrations():
