@@ -156,7 +156,7 @@ def test_the_gradient_or_an_error(context, producer, reader, reduction):
     except RuntimeError as raised:
         ours, refusal = wanted, str(raised)
     assert error(ours, wanted) <= 1e-6
-    assert ("inplace" in refusal) if (producer, reader) != ("linear", "nobody") else not refusal
+    assert not refusal or ("inplace" in refusal and (producer, reader) != ("linear", "nobody"))
 
 
 def test_a_compiled_reader_raises():
@@ -202,5 +202,5 @@ def test_logits_of_a_compiled_model_in_the_doors_of_transformers():
     head, x = torch.nn.Linear(5, 7), torch.randn(2, 3, 5)
     logits = torch.compile(head, backend="aot_eager")(x)
     with pytest.raises(RuntimeError, match=r"inplace=True overwrites .* torch\.compile made"):
-        compute_loss_func(ak.GCE(), inplace=True)((logits,), TARGET)
-    assert compute_loss_func(ak.GCE())((logits,), TARGET).isfinite()
+        compute_loss_func(ak.GCE(), shift=False, inplace=True)((logits,), TARGET)
+    assert compute_loss_func(ak.GCE(), shift=False)((logits,), TARGET).isfinite()
