@@ -6,21 +6,29 @@ behind it, with its source and with what the recipe needs beside the loss, such 
 ``list()`` gives all of them.
 
 The weights belong to the number of classes of their data set: the normalised terms shrink as 1/K.
+A loss of this module that meets more than four times as many classes, or fewer than a quarter, says
+so in a warning, once for each preset (not from inside compiled code).
 RCE and GCE are exact here, while the official code clamps probabilities at 1e-7: for its values
 write ``RCE(min_prob=1e-7)`` or ``GCE(min_prob=1e-7)``.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import torch
+from torch import Tensor
 from typing_extensions import Unpack
 
+from anl_kernels.checks import class_dim
+from anl_kernels.execution import Aux
 from anl_kernels.losses import RobustLoss
 from anl_kernels.options import LossOptions
 from anl_kernels.regularisers.entropy import EntropyRegularisedLoss
+from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import (
     AEL,
     AGCE,
@@ -51,6 +59,8 @@ class Preset:
     """The function of this module that makes the loss."""
     dataset: str
     """"mnist", "cifar10", "cifar100", "webvision" (its first 50 classes) or "clothing1m"."""
+    num_classes: int
+    """Of the data set."""
     terms: Terms
     l1: float | None
     """Factor of the sum of ``|parameter|`` over all parameters, biases and norms included: 0 for
@@ -90,6 +100,8 @@ _GCE = (
 )
 _JAL = "Joint Asymmetric Loss for Learning with Noisy Labels, ICCV 2025"
 
+_NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "webvision": 50, "clothing1m": 14}
+_FAR = 4  # times as many classes, or as few
 _WEIGHT_DECAY = {"mnist": 1e-3, "cifar10": 1e-4, "cifar100": 1e-5, "webvision": 3e-5}
 _FOLLOW_UP = "weights as in follow-up papers"
 
@@ -223,7 +235,10 @@ def get(name: str, dataset: str) -> Preset:
     terms = as_terms(recipe.make(*recipe.settings[dataset]))
     l1 = recipe.l1.get(dataset) if recipe.l1 else 0.0
     entropy_weight = recipe.entropy_weights.get(dataset, 0.0)
-    return Preset(name, dataset, terms, l1, entropy_weight, recipe.source, _note(recipe, dataset))
+    return Preset(
+        name, dataset, _NUM_CLASSES[dataset], terms, l1, entropy_weight, recipe.source,
+        _note(recipe, dataset),
+    )  # fmt: skip
 
 
 def list() -> tuple[Preset, ...]:
@@ -260,7 +275,7 @@ def anl_ce_er(dataset: str, **options: Unpack[LossOptions]) -> EntropyRegularise
     """
     preset = get("anl_ce_er", dataset)
     group = cast("ProcessGroup | None", options.pop("process_group", None))
-    criterion = RobustLoss(preset.terms, **options)
+    criterion = _PresetLoss(preset, options)
     return EntropyRegularisedLoss(criterion, preset.entropy_weight, process_group=group)
 
 
@@ -323,7 +338,55 @@ jal_ce = nce_amse
 
 
 def _loss(name: str, dataset: str, options: LossOptions) -> RobustLoss:
-    return RobustLoss(get(name, dataset).terms, **options)
+    return _PresetLoss(get(name, dataset), options)
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+class _PresetLoss(RobustLoss):
+    """A :class:`RobustLoss` that knows which number of classes its weights were found at."""
+
+    def __init__(self, preset: Preset, options: LossOptions) -> None:
+        super().__init__(preset.terms, **options)
+        self._preset = preset
+
+    def forward(
+        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Aux]:
+        result = super().forward(logits, target, sample_weight)
+        if not torch.compiler.is_compiling():
+            _warn_of_classes(self._preset, self._classes_of(logits))
+        return result
+
+    def _classes_of(self, logits: Tensor) -> int:
+        """Of all ranks; without a vocabulary's padding."""
+        given, group = self.options.get("num_classes"), self.options.get("process_group")
+        if isinstance(given, int):
+            return given
+        if isinstance(group, ClassShards):
+            return group.num_classes
+        here = logits.shape[class_dim(logits)]
+        return here * cast("ProcessGroup", group).size() if group is not None else here
+
+    def _get_name(self) -> str:
+        return "RobustLoss"
+
+
+def _warn_of_classes(preset: Preset, num_classes: int) -> None:
+    few, many = sorted((preset.num_classes, num_classes))
+    key = preset.name, preset.dataset
+    if many <= _FAR * few or key in _warned:
+        return
+    _warned.add(key)
+    warnings.warn(
+        f"the weights of presets.{preset.name}({preset.dataset!r}) were found at "
+        f"{preset.num_classes} classes, and the logits have {num_classes}: the normalised terms "
+        f"shrink as 1/K, and the balance of the sum does not carry over; choose a loss for that "
+        f"number of classes (docs/many_classes.md), or build the sum yourself with "
+        f"ak.RobustLoss(presets.get({preset.name!r}, {preset.dataset!r}).terms)",
+        stacklevel=2,
+    )
 
 
 def _note(recipe: _Recipe, dataset: str) -> str:

@@ -40,6 +40,7 @@ def test_loss_and_gradient_are_finite(preset, device):
     assert loss.isfinite()
     assert logits.grad.isfinite().all()
     assert logits.grad.any()
+    assert preset.num_classes == num_classes
     assert preset.source
     assert preset.note
 
@@ -93,6 +94,56 @@ def test_options_reach_the_loss():
     loss = criterion(torch.randn(2, 10), torch.tensor([3, 255]))
     assert loss.shape == (2,)
     assert loss[1] == 0
+
+
+@pytest.fixture
+def nobody_warned(monkeypatch):
+    monkeypatch.setattr(presets, "_warned", set())
+
+
+def call(criterion, num_classes, rows=4):
+    return criterion(torch.randn(rows, num_classes), torch.arange(rows) % num_classes)
+
+
+@pytest.mark.usefixtures("nobody_warned")
+@pytest.mark.parametrize("num_classes", [41, 1000, 2])
+def test_far_from_its_classes_a_preset_warns_once(num_classes):
+    told = rf"presets.anl_ce\('cifar10'\) .* 10 classes, .* have {num_classes}: .*many_classes.md"
+    with pytest.warns(UserWarning, match=told):
+        call(presets.anl_ce("cifar10"), num_classes)
+    call(presets.anl_ce("cifar10"), num_classes)  # once: warnings are errors here
+    with pytest.warns(UserWarning, match=rf"presets.sce\('mnist'\) .* have {num_classes}"):
+        call(presets.sce("mnist"), num_classes)
+
+
+@pytest.mark.usefixtures("nobody_warned")
+def test_the_regularised_preset_warns_too():
+    with pytest.warns(UserWarning, match=r"presets.anl_ce_er\('cifar100'\) .* have 1000"):
+        call(presets.anl_ce_er("cifar100"), 1000)
+
+
+@pytest.mark.usefixtures("nobody_warned")
+@pytest.mark.parametrize("num_classes", [3, 5, 10, 14, 40])
+def test_near_its_classes_a_preset_says_nothing(num_classes):
+    for preset in presets.list():
+        if preset.num_classes == 10:
+            call(getattr(presets, preset.name)(preset.dataset), num_classes)
+
+
+@pytest.mark.usefixtures("nobody_warned")
+def test_padding_does_not_count():
+    call(presets.anl_ce("cifar10", num_classes=10), 64)
+    call(ak.RobustLoss(presets.get("anl_ce", "cifar10").terms), 1000)
+
+
+@pytest.mark.usefixtures("nobody_warned")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_code_is_one_graph_without_a_warning():
+    torch.compiler.reset()
+    criterion = presets.anl_ce("cifar10")
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    assert call(compiled, 1000).isfinite()
+    assert repr(criterion).startswith("RobustLoss(")
 
 
 def test_unknown_names_are_answered_with_the_known():

@@ -68,6 +68,41 @@ def test_triton_without_a_gpu_says_why(no_interpreter):
     assert requested() == "auto"
 
 
+@pytest.fixture
+def no_cpu_kernels(monkeypatch):
+    """As after an install without a compiler, in a process that has not warned yet."""
+    monkeypatch.setattr(selection, "_warned", set())
+    real = selection.why_not
+    reason = "the C++ extension cannot be loaded; build it: pip install ."
+    monkeypatch.setattr(selection, "why_not", lambda name: reason if name == "cpu" else real(name))
+    monkeypatch.setattr("anl_kernels.checks.library.why_not", lambda: reason)
+
+
+@pytest.mark.skipif(GPU, reason="needs a machine without a GPU")
+@pytest.mark.usefixtures("no_cpu_kernels")
+def test_auto_without_kernels_warns_once():
+    with pytest.warns(RuntimeWarning, match=r"no kernels for cpu tensors.*cannot be loaded.*pip"):
+        ak.robust_loss(LOGITS, TARGET, ak.CE())
+    ak.robust_loss(LOGITS, TARGET, ak.CE())  # warnings are errors here
+    ak.linear_robust_loss(LOGITS, torch.zeros(3, 3), TARGET, ak.CE())
+
+
+@pytest.mark.usefixtures("no_cpu_kernels")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_who_knows_is_not_warned():
+    class OfTheUser(ak.MAE):
+        pass
+
+    ak.robust_loss(LOGITS, TARGET, OfTheUser())
+    ak.env_report()
+    with ak.use_backend("reference"):
+        ak.robust_loss(LOGITS, TARGET, ak.CE())
+    torch.compiler.reset()
+    loss = torch.compile(ak.robust_loss, fullgraph=True, backend="aot_eager")
+    assert loss(LOGITS, TARGET, ak.CE()).isfinite()
+    assert not selection._warned
+
+
 def test_triton_never_falls_back(triton_backend, monkeypatch):
     """Asked for by name it runs or raises, whatever the tensors are on."""
     monkeypatch.setattr(selection, "interpreting", lambda: False)

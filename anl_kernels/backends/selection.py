@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -81,7 +82,10 @@ def choose_backend(
     """
     requested = settings.backend
     if requested == AUTO:
-        return auto_backend(device_type, terms, logits, dim)
+        name = auto_backend(device_type, terms, logits, dim)
+        if name == REFERENCE and not torch.compiler.is_compiling():
+            _warn_of_reference(device_type, terms, _index(logits))
+        return name
     reason = _why_not_on(requested, device_type, _index(logits))
     if reason:
         raise RuntimeError(f"backend {requested!r} cannot run on {device_type} tensors: {reason}")
@@ -108,6 +112,32 @@ def auto_backend(
         ):
             return name
     return REFERENCE
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_reference(device_type: str, terms: Terms | None, index: int) -> None:
+    """Say once that no kernel runs on a type of device, why, and how one could.
+
+    Not of what is the same everywhere: a user's own terms have no kernel.
+    """
+    own_terms = terms is not None and not all(term.may_have_kernel for term in terms.terms)
+    if device_type not in (CPU, GPU) or device_type in _warned or own_terms:
+        return
+    names = (CPU,) if device_type == CPU else (TRITON, CUDA)
+    reasons = {name: why_not(name) or _why_not_on(name, device_type, index) for name in names}
+    if None in reasons.values():
+        return
+    _warned.add(device_type)
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    warnings.warn(
+        f"anl_kernels has no kernels for {device_type} tensors here, and runs its reference in "
+        f"plain PyTorch, which takes several times as long ({told}). `python -m anl_kernels` says "
+        f"what runs; inside ak.use_backend('reference') there is no warning",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _candidates(device_type: str, logits: Tensor | None, dim: int) -> tuple[str, ...]:
