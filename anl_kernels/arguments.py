@@ -12,6 +12,7 @@ from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction, class_scale_at
 from anl_kernels.sharding.dtensor import is_dtensor, local_part, of_all, of_rows
+from anl_kernels.sharding.fsdp import warn_of_rounding
 from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE, Term, Terms, as_terms
@@ -93,6 +94,7 @@ def factors_of(
     if sample_weight is not None:
         sample_weight = of_rows("sample_weight", sample_weight, rows)
         checks.check_sample_weight(sample_weight, target)
+        warn_of_rounding(sample_weight)
     row_scale = row_scale_of(
         like, target, weight, sample_weight, ignore_index, reduction, num_counted, rows
     )

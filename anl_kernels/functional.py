@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,7 +18,13 @@ from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
 from anl_kernels.execution import Aux, Call, over_ranks, run
 from anl_kernels.options import LossOptions, Reduction, aux_outputs
-from anl_kernels.sharding.dtensor import is_dtensor, mark_overwritten, of_rows, spread_classes
+from anl_kernels.sharding.dtensor import (
+    is_dtensor,
+    mark_overwritten,
+    of_rows,
+    on_local_rows,
+    spread_classes,
+)
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import NCE, NNCE, Term, Terms
 
@@ -159,15 +166,17 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     """Softmax over ``dim``, as ``torch.softmax``: one read of the logits, one write.
 
     Args:
-        logits: float64, float32, float16 or bfloat16, any shape but 0-d, any strides.
+        logits: float64, float32, float16 or bfloat16, any shape but 0-d, any strides; a ``DTensor``
+            that has whole classes on every rank too.
         dim: the dimension of the classes.
 
     Returns:
         Probabilities of the logits' shape and dtype; arithmetic is float32 (float64 for float64).
-        Differentiable twice.
+        Differentiable twice. A ``DTensor`` that lies as the logits do, if they are one.
 
     Raises:
         TypeError: logits are not floating.
+        ValueError: a DTensor is sharded on ``dim``, or a partial sum.
         IndexError: dim is out of range.
         RuntimeError: the backend asked for with :func:`use_backend` cannot run.
     """
@@ -175,6 +184,8 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     if not -logits.dim() <= dim < logits.dim():
         raise IndexError(f"dim must be in [-{logits.dim()}, {logits.dim() - 1}], got {dim}")
     dim %= logits.dim()
+    if is_dtensor(logits):
+        return on_local_rows("logits", logits, dim, partial(softmax, dim=dim))
     backend = choose_backend(logits.device.type, logits=logits, dim=dim)
     if backend == REFERENCE:
         return reference.softmax(logits, dim)

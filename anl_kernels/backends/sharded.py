@@ -149,9 +149,10 @@ class ShardedKernels:
         raise ValueError(
             f"target must be the same on all ranks of process_group, which share the classes of "
             f"the same rows: the labels of row {row} are {labels[:, row].tolist()} on its ranks "
-            f"({IGNORED}: ignored). Ranks that have different rows need no process_group: each "
-            f"computes the loss of its own, or of all as a DTensor sharded on rows. A weight that FSDP has sharded is no vocabulary-parallel weight: put the head "
-            f"into an ak.LinearRobustLoss and let FSDP shard that"
+            f"({IGNORED}: ignored). Ranks with rows of their own need no process_group: each "
+            f"computes the loss of its own, or of all as a DTensor that is sharded on rows. A "
+            f"weight that FSDP has sharded is no vocabulary-parallel weight: put the head into an "
+            f"ak.LinearRobustLoss and let FSDP shard that"
         )
 
 

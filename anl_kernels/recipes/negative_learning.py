@@ -14,6 +14,7 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
 from anl_kernels.options import check_ignore_index
 from anl_kernels.recipes.samples import check_index, check_num_samples
+from anl_kernels.sharding.dtensor import is_dtensor
 
 Stage = Literal["nl", "selnl", "selpl"]
 
@@ -189,6 +190,12 @@ class NegativeLearning(nn.Module):
 
     def _check_call(self, logits: Tensor, target: Tensor, index: Tensor | None) -> None:
         checks.check_floating_logits(logits)
+        for name, tensor in (("logits", logits), ("target", target)):
+            if is_dtensor(tensor):
+                raise TypeError(
+                    f"{name} must be a plain tensor, got a DTensor; every rank draws classes of "
+                    f"its own, so let each have whole rows, and average the ranks' gradients"
+                )
         checks.check_target(target, logits)
         here = logits.shape[class_dim(logits)]
         if here != self.num_classes:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.checks import check_device, transforming
+from anl_kernels.sharding.dtensor import is_dtensor
 
 
 def check_num_samples(num_samples: int) -> int:
@@ -24,6 +25,12 @@ def check_index(index: Tensor, target: Tensor, num_samples: int, memory: Tensor)
         IndexError: a place is outside [0, num_samples), on a CPU. On a GPU, which this does not
             wait for, PyTorch's own assertion fails.
     """
+    for name, tensor in (("index", index), ("target", target)):
+        if is_dtensor(tensor):
+            raise TypeError(
+                f"{name} must be a plain tensor with all rows that the logits have, got a DTensor; "
+                f"pass {name}.full_tensor()"
+            )
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor, got {got}")

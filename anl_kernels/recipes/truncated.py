@@ -16,6 +16,7 @@ from anl_kernels.log_prob import log_prob
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LossOptions
 from anl_kernels.recipes.samples import check_index, check_num_samples
+from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.terms import GCE
 
 
@@ -105,6 +106,8 @@ class TruncatedGCE(Criterion):
         check_index(index, target, self.sample_weight.numel(), self.sample_weight)
         known = {"ignore_index", "process_group", "num_classes"} & self.options.keys()
         log_p = log_prob(logits, target, **{name: self.options[name] for name in known})
+        if is_dtensor(log_p):
+            log_p = log_p.full_tensor()  # type: ignore[attr-defined]
         counted = ~is_ignored(target, self.options.get("ignore_index", -100))
         kept = counted & (log_p > math.log(self.k))
         self.sample_weight[index] = kept.to(self.sample_weight.dtype)

@@ -16,7 +16,7 @@ from anl_kernels.losses import RobustLoss
 from anl_kernels.regularisers.entropy_autograd import EntropyFunction
 from anl_kernels.regularisers.entropy_formula import definition
 from anl_kernels.regularisers.entropy_ops import EntropySpec
-from anl_kernels.sharding.dtensor import is_dtensor
+from anl_kernels.sharding.dtensor import AmongDTensors, is_dtensor, local_part, of_rows
 from anl_kernels.sharding.shards import check_group
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def entropy_regulariser(
 
     Args:
         logits: (K,), (N, K) or (N, K, d1, ...); float64, float32, float16 or bfloat16; any
-            strides. A class with a logit of -inf has probability 0, and counts in K.
+            strides. A class with a logit of -inf has probability 0, and counts in K. A ``DTensor``
+            may be sharded on rows, over one dimension of its mesh: q is of the rows of all ranks,
+            and the gradient that of one loss.
         counted: bool, of the logits' shape less K: the rows that count, such as
             ``target != -100``; all if None. The others may hold anything, and have gradient 0. If
             no row counts the result is 0, and so is its gradient.
@@ -61,6 +63,8 @@ def entropy_regulariser(
     Source: Ye et al., "Active Negative Loss: A Robust Framework for Learning with Noisy Labels",
     2024, as its official code has it.
     """
+    if is_dtensor(logits):
+        return _of_dtensor(logits, counted, min_prob, process_group)
     _check(logits, counted, min_prob, process_group)
     return _regulariser(logits, counted, min_prob, process_group)
 
@@ -119,12 +123,15 @@ class EntropyRegularisedLoss(nn.Module):
         Shapes and errors are those of :func:`anl_kernels.robust_loss` and
         :func:`entropy_regulariser`.
         """
-        _check(logits, None, self.min_prob, self.process_group)
+        spread = is_dtensor(logits)
+        if not spread:
+            _check(logits, None, self.min_prob, self.process_group)
         checks.check_target(target, logits)
         counted = ~is_ignored(target, self.criterion.options.get("ignore_index", -100))
-        owned = _hands_its_gradient_over(self.criterion, logits)
         arguments = logits, counted, self.min_prob, self.process_group
-        if owned:
+        if spread:
+            entropy = _of_dtensor(*arguments)
+        elif _hands_its_gradient_over(self.criterion, logits):
             logits, entropy = _aliased(*arguments, owned=True)
         else:
             entropy = _regulariser(*arguments)
@@ -137,6 +144,33 @@ class EntropyRegularisedLoss(nn.Module):
         """The numbers."""
         group = "" if self.process_group is None else ", process_group=..."
         return f"weight={self.weight:g}, min_prob={self.min_prob:g}{group}"
+
+
+def _of_dtensor(
+    logits: Tensor, counted: Tensor | None, min_prob: float, group: ProcessGroup | None
+) -> Tensor:
+    here, shards, rows = local_part("logits", logits, checks.class_dim(logits), group)
+    if shards is not None:
+        raise ValueError(
+            f"logits must have all classes on every rank, got a DTensor with placements "
+            f"{logits.placements}; call logits.redistribute first"  # type: ignore[attr-defined]
+        )
+    if counted is not None:
+        counted = of_rows("counted", counted, rows)
+    groups = [] if rows is None else rows.groups
+    if len(groups) > 1:
+        raise ValueError(
+            f"logits must have their rows spread over one dimension of a mesh, got a DTensor with "
+            f"placements {logits.placements}; call logits.redistribute first"  # type: ignore[attr-defined]
+        )
+    group = groups[0] if groups else None
+    _check(here, counted, min_prob, group)
+    value = _regulariser(here, counted, min_prob, group)
+    if group is not None:
+        # The gradient is for ranks with losses of their own, which are then averaged. This is one.
+        constant = value.detach()
+        value = constant + (value - constant) / group.size()
+    return AmongDTensors.apply(value)
 
 
 def _regulariser(
@@ -190,11 +224,6 @@ def _check(
     logits: Tensor, counted: Tensor | None, min_prob: float, group: ProcessGroup | None
 ) -> None:
     checks.check_floating_logits(logits)
-    if is_dtensor(logits):
-        raise TypeError(
-            "logits must be a plain tensor with all classes of this rank's rows, got a DTensor; "
-            "pass logits.to_local() of logits that are sharded on rows, and process_group"
-        )
     dim = checks.class_dim(logits)
     num_classes = checks.check_num_classes(None, logits.shape[dim], "logits", logits)
     _check_min_prob(min_prob, num_classes)

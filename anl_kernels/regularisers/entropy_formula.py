@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.checks import class_dim, on_plain_cpu
-from anl_kernels.sharding.batch import SumOfBatches
+from anl_kernels.sharding.collectives import SumOfBatches
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.sharding.collectives import add_up_
+from anl_kernels.sharding.collectives import SumOfBatches, add_up_
+from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.sharding.shards import check_group
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Ten
     ``DistributedDataParallel`` and FSDP do, if every rank adds the same term to its loss.
 
     Args:
-        rows: (N, K), floating, such as ``ak.softmax(logits)``; N may differ between ranks.
+        rows: (N, K), floating, such as ``ak.softmax(logits)``; N may differ between ranks. A
+            ``DTensor`` knows the rows of all ranks; its means are one, and need no process_group.
         process_group: the ranks that share the batch; None for this process's rows alone.
 
     Returns:
         (K,), in the dtype of the rows, the same on every rank; 0 where there are no rows.
 
     Raises:
-        ValueError: rows are not (N, K).
+        ValueError: rows are not (N, K), or a DTensor beside a process_group.
         TypeError: rows are not floating, or process_group is no process group.
     """
     if not rows.is_floating_point():
@@ -37,6 +39,8 @@ def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Ten
     if rows.dim() != 2:
         raise ValueError(f"rows must have shape (N, K), got {tuple(rows.shape)}; flatten them")
     dtype = accumulator_dtype(rows.dtype)
+    if is_dtensor(rows):
+        return _of_dtensor(rows, dtype, process_group)
     total, count = rows.sum(0, dtype=dtype), rows.new_full((), rows.shape[0], dtype=dtype)
     if process_group is not None:
         group = check_group(process_group)
@@ -45,19 +49,13 @@ def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Ten
     return (total / count.clamp(min=1)).to(rows.dtype)
 
 
-class SumOfBatches(torch.autograd.Function):
-    """``apply(tensor, group)``: the sum over ranks, whose losses are different ones.
+def _of_dtensor(rows: Tensor, dtype: torch.dtype, group: ProcessGroup | None) -> Tensor:
+    if group is not None:
+        raise ValueError(
+            "process_group must be None for rows that are a DTensor, which has those of all ranks"
+        )
+    from torch.distributed.tensor import Replicate
 
-    Each rank's part enters the losses of all, so that their gradients add up.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
-        """Add up."""
-        ctx.group = group
-        return add_up_(tensor.clone(memory_format=torch.contiguous_format), group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Add up."""
-        return SumOfBatches.apply(grad, ctx.group), None
+    total: Any = rows.sum(0, dtype=dtype)
+    whole = [Replicate() if place.is_partial() else place for place in total.placements]
+    return (total.redistribute(placements=whole) / max(1, rows.shape[0])).to(rows.dtype)

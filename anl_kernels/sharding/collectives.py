@@ -74,3 +74,21 @@ class CopyToShards(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Add up."""
         return SumOfShards.apply(grad, ctx.group), None
+
+
+class SumOfBatches(torch.autograd.Function):
+    """``apply(tensor, group)``: the sum over ranks, whose losses are different ones.
+
+    Each rank's part enters the losses of all, so that their gradients add up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        """Add up."""
+        ctx.group = group
+        return add_up_(tensor.clone(memory_format=torch.contiguous_format), group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Add up."""
+        return SumOfBatches.apply(grad, ctx.group), None

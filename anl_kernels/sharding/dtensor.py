@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -93,6 +94,24 @@ def local_hidden(hidden: Tensor) -> tuple[Tensor, RowShards | None]:
     return given.to_local(), _row_shards(given, last, kept)
 
 
+def on_local_rows(
+    name: str, tensor: Tensor, dim: int, function: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A function of rows, of those here of a DTensor, as a DTensor that lies as it does.
+
+    Raises:
+        ValueError: it is sharded on ``dim``, the rows' own, or a partial sum.
+    """
+    given: Any = tensor
+    if _sharding(name, given, dim):
+        raise ValueError(
+            f"{name} must have all classes (dimension {dim}) on every rank, got a DTensor with "
+            f"placements {given.placements}; call {name}.redistribute first"
+        )
+    here = function(given.to_local())
+    return spread(here, given.device_mesh, tuple(given.placements), given.shape)
+
+
 def of_rows(name: str, tensor: Tensor, rows: RowShards | None) -> Tensor:
     """The part for the rows here of a tensor of rows; raise ValueError if it lies otherwise."""
     return replicated(name, tensor) if rows is None else rows.here(name, tensor)
@@ -118,8 +137,8 @@ def replicated(name: str, tensor: Tensor) -> Tensor:
     given: Any = tensor
     if not all(place.is_replicate() for place in given.placements):
         raise ValueError(
-            f"{name} must be replicated, the same on all ranks, got a DTensor with placements {given.placements}; call "
-            f"{name}.redistribute(placements=[Replicate()]) first"
+            f"{name} must be replicated, the same on all ranks, got a DTensor with placements "
+            f"{given.placements}; call {name}.redistribute(placements=[Replicate()]) first"
         )
     return given.to_local()
 
