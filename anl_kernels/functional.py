@@ -71,7 +71,7 @@ def robust_loss(
             of the logits: a process group, or a :class:`ClassShards`, which spares a question to
             all ranks in every call. Target, weights and results are the same on all of them,
             ``probs`` apart; each gets the gradient of its columns. Logits that are a ``DTensor``
-            sharded on the class dimension need no argument.
+            need no argument: they say how their classes, and their rows, are spread over ranks.
         num_classes: the number of classes if the logits have more columns, a vocabulary's padding:
             those count in nothing and their gradient is 0. Of all ranks together.
         return_aux: also return :class:`Aux` with term losses, lse, p_y and argmax, or only what
@@ -79,11 +79,15 @@ def robust_loss(
 
     Returns:
         The loss, float32 (float64 for float64 logits), 0-d or, for "none", of the target's shape;
-        with ``return_aux`` a pair of it and an :class:`Aux`.
+        with ``return_aux`` a pair of it and an :class:`Aux`. Of a ``DTensor`` with rows over ranks
+        "mean" and "sum" are plain tensors, those of all rows, the same on every rank; "none" and
+        the fields of ``Aux`` are DTensors that lie as the rows do (docs/forms.md, "Rows over
+        ranks").
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape or device does not fit, or a parameter is out of range at this K.
+        ValueError: a shape or device does not fit, a parameter is out of range at this K, or a
+            DTensor is a partial sum or lies otherwise than the rows.
         IndexError: a label is outside [0, K) and not ``ignore_index``. On a GPU only inside
             :func:`check_labels`; otherwise the row's loss is NaN there.
         RuntimeError: the backend asked for with :func:`use_backend` cannot run; or ``inplace`` with

@@ -61,7 +61,8 @@ def log_prob(
         Of the shape of ``classes``, float32 (float64 for float64 logits). The relative error is
         that of the arithmetic, also close to 0: ``-torch.expm1(log_p)`` is 1 - p with its digits.
         Differentiable, twice and more (with several classes on all of PyTorch's terms: gradients
-        of gradients hold matrices of the logits' size).
+        of gradients hold matrices of the logits' size). A ``DTensor`` if the logits are one with
+        rows over ranks.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

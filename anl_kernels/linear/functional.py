@@ -57,7 +57,8 @@ def linear_robust_loss(
     the logits once more.
 
     Args:
-        hidden: (..., D), float64, float32, float16 or bfloat16.
+        hidden: (..., D), float64, float32, float16 or bfloat16. A ``DTensor`` may be sharded on all
+            dimensions but D, as :func:`robust_loss` takes logits.
         linear_weight: (K, D), of the same dtype, or of any under autocast. May be frozen, as
             hidden may: what needs no gradient costs no product.
         target: (...) class indices, int64 or int32.
@@ -71,7 +72,8 @@ def linear_robust_loss(
         class_scale: as for :func:`robust_loss`.
         process_group: the ranks that share the classes, each with its own rows of the weight and
             of the bias; ``hidden`` is the same on all, and so is its gradient. A ``DTensor``
-            weight sharded on its rows needs no argument.
+            weight sharded on its rows needs no argument; one that is replicated, or plain, beside
+            rows over ranks receives the gradient of all rows.
         num_classes: the number of classes if the weight has more rows, a vocabulary's padding.
         return_aux: as for :func:`robust_loss`; "probs" is refused, since it is what is not to be.
         logit_softcap: c > 0 for logits ``c * tanh(logits / c)``.
