@@ -12,7 +12,7 @@ from anl_kernels.backends import reference
 from anl_kernels.backends.interface import RowOutputs
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
 from anl_kernels.checks import class_dim, on_plain_cpu, transforming
-from anl_kernels.ops import RowSpec
+from anl_kernels.ops import RowSpec, encode
 from anl_kernels.sharding.dtensor import AmongDTensors
 from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
@@ -82,10 +82,8 @@ def _kernels(call: Call, backend: str) -> tuple[Tensor, Aux]:
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     plain = on_plain_cpu(logits) and on_plain_cpu(call.target)
     direct = backend == CPU and plain and call.shards is None
-    names, params = call.terms.derived(_encode) if direct else _encode(call.terms)
     spec = RowSpec(
-        names=names,
-        params=params,
+        *(call.terms.derived(encode) if direct else encode(call.terms)),
         ignore_index=call.ignore_index,
         backend=backend,
         reduce=call.reduce,
@@ -136,10 +134,6 @@ def aux_of(names: tuple[str, ...], shape: torch.Size, made: dict[str, Tensor]) -
         return made[name].view(shape)
 
     return Aux(**{name: shaped(name) for name in names})
-
-
-def _encode(terms: Terms) -> tuple[str, list[float]]:
-    return terms.names, list(terms.params)
 
 
 def _one_pass(call: Call, learned_weights: bool) -> bool:

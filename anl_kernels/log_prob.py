@@ -16,7 +16,7 @@ from anl_kernels.backends.selection import choose_backend
 from anl_kernels.checks import class_dim
 from anl_kernels.execution import Call, run
 from anl_kernels.labels import is_ignored
-from anl_kernels.ops import RowSpec
+from anl_kernels.ops import RowSpec, encode
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction
 from anl_kernels.sharding.dtensor import of_all, of_rows
 from anl_kernels.sharding.rows import RowShards
@@ -365,7 +365,7 @@ def _places(classes: Tensor, logits: Tensor) -> Tensor:
 
 
 def _spec(ignore_index: int, backend: str) -> RowSpec:
-    return RowSpec(_CE.names, list(_CE.params), ignore_index, backend, reduce=False)
+    return RowSpec(*encode(_CE), ignore_index, backend, reduce=False)
 
 
 def _check_classes(classes: Tensor, logits: Tensor) -> bool:

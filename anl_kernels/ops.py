@@ -1,12 +1,14 @@
 """The operators ``torch.ops.anl_kernels.*``: what the compiler, the exporter and opcheck see.
 
 An operator takes tensors and plain numbers. A sum of terms travels as ``Terms.names`` and
-``Terms.params``; the backend by name, chosen when the loss is called, so that the backward pass
+``Terms.params``, or a tensor in the place of these where they change between calls of one graph
+(:func:`encode`); the backend by name, chosen when the loss is called, so that the backward pass
 (another thread, another time) uses the same one. Their gradients are in anl_kernels/autograd.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +27,8 @@ from anl_kernels.backends.reference import ReferenceKernels
 from anl_kernels.backends.selection import REFERENCE, load_backend
 from anl_kernels.backends.sharded import ShardedKernels
 from anl_kernels.sharding.shards import ClassShards
-from anl_kernels.terms import Terms, decode_terms
+from anl_kernels.terms import CE, Terms, decode_terms
+from anl_kernels.terms.symbols import as_tensor, known
 
 _library = torch.library.Library("anl_kernels", "DEF")
 
@@ -37,6 +40,8 @@ class RowSpec(NamedTuple):
     """``Terms.names``."""
     params: list[float]
     """``Terms.params``."""
+    numbers: Tensor | None
+    """(P,) float64 on the CPU in the place of the params, which are empty then, or None."""
     ignore_index: int
     backend: str
     reduce: bool = True
@@ -67,12 +72,19 @@ class RowSpec(NamedTuple):
     @property
     def terms(self) -> Terms:
         """The sum of terms, its tensor weights apart."""
-        return decode_terms(self.names, tuple(self.params))
+        params = self.params if self.numbers is None else self.numbers.tolist()
+        return decode_terms(self.names, tuple(params))
 
     @property
     def request(self) -> RowRequest:
         """What a backend is asked."""
         return self.request_of(self.terms)
+
+    @property
+    def outline(self) -> RowRequest:
+        """The same of as many terms, whichever: a fake kernel has no numbers to read."""
+        count = len(self.names.split(","))
+        return self.request_of(Terms((CE(),) * count, (1.0,) * count, (None,) * count))
 
     def request_of(self, terms: Terms) -> RowRequest:
         """What a backend is asked, the terms at hand."""
@@ -96,8 +108,8 @@ def _load(backend: str, shards: ClassShards | None = None) -> Backend:
 
 
 SPEC = (
-    "str names, float[] params, int ignore_index, str backend, bool reduce, bool write_grad, "
-    "bool inplace, bool aux, bool probs, str group, int[] shard_sizes"
+    "str names, float[] params, Tensor? numbers, int ignore_index, str backend, bool reduce, "
+    "bool write_grad, bool inplace, bool aux, bool probs, str group, int[] shard_sizes"
 )
 _RETURNS = "(" + ", ".join(f"Tensor {name}" for name in RowOutputs._fields) + ")"
 
@@ -119,6 +131,42 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return torch.library.register_fake(f"anl_kernels::{name}", lib=_library)
 
 
+def encode(terms: Terms) -> tuple[str, list[float], Tensor | None]:
+    """A sum of terms as the first fields of :class:`RowSpec`.
+
+    In compiled code a number that changes from call to call, such as an exponent on a schedule, is
+    a symbol. Measured on torch 2.13, for aot_eager and inductor: a symbol in ``params`` is made a
+    constant, which compiles every value anew and fails at the ninth; so is one in ``torch.tensor``,
+    ``scalar_tensor`` or ``full``. Its product with a tensor (:func:`as_tensor`) stays one graph,
+    and inductor passes the graph's own input for it. Numbers that do not change stay in ``params``:
+    eager calls make no tensor of them, and a CUDA graph can hold the operator, whose numbers on
+    the host would have it run outside.
+    """
+    params = list(terms.params)
+    are_known = [known(number) for number in params]
+    if all(are_known):
+        return terms.names, params, None
+    # An operator, and no torch.stack, for which inductor would compile a kernel in C++.
+    numbers = torch.ops.anl_kernels.pack_params(
+        [as_tensor(n) for n, is_known in zip(params, are_known, strict=True) if not is_known],
+        [n if is_known else math.nan for n, is_known in zip(params, are_known, strict=True)],
+    )
+    return terms.names, [], numbers
+
+
+@operator("pack_params(Tensor[] unknown, float[] params) -> Tensor")
+def pack_params(unknown: list[Tensor], params: list[float]) -> Tensor:
+    """(P,) float64 on the CPU: the params, with 0-d tensors in the places of those that are NaN."""
+    rest = iter(unknown)
+    numbers = [float(next(rest)) if math.isnan(number) else number for number in params]
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
+@fake("pack_params")
+def _(unknown: list[Tensor], params: list[float]) -> Tensor:
+    return torch.empty(len(params), dtype=torch.float64, device="cpu")
+
+
 @operator(
     "row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
     f"{SPEC}) -> {_RETURNS}"
@@ -137,7 +185,7 @@ def row_loss(
 def _fake_row_loss(
     logits: Tensor, target: Tensor, row_scale: Tensor, term_weights: Tensor | None, *spec: Any
 ) -> tuple[Tensor, ...]:
-    return tuple(empty_outputs(logits, target, RowSpec(*spec).request))
+    return tuple(empty_outputs(logits, target, RowSpec(*spec).outline))
 
 
 @operator(

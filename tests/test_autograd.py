@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import anl_kernels as ak
 from anl_kernels.autograd import RowLossFunction
-from anl_kernels.ops import RowSpec
+from anl_kernels.ops import RowSpec, encode
 from tests.cases import CASES, KINDS, over
 from tests.helpers import error, loss_and_grad, random_rows
 
@@ -137,7 +137,7 @@ def test_anomaly_detection(backend, device, problem):
 
 def test_labels_get_no_gradient(kernels, device, problem):
     logits, target = problem
-    spec = RowSpec(TERMS.names, list(TERMS.params), -100, kernels)
+    spec = RowSpec(*encode(TERMS), -100, kernels)
     scale = torch.ones((), device=device, requires_grad=True)
     loss, *rest = RowLossFunction.apply(logits.requires_grad_(), target, scale, None, *spec)
     by_logits, by_scale = torch.autograd.grad(loss, (logits, scale))

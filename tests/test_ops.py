@@ -1,10 +1,12 @@
 """The operators, as ``torch.library.opcheck`` and others who read schemas see them."""
 
+import math
+
 import pytest
 import torch
 
 from anl_kernels.backends.interface import NUM_STATS
-from anl_kernels.ops import RowSpec
+from anl_kernels.ops import RowSpec, encode
 from tests.cases import CASES
 from tests.helpers import backend_in_use, random_rows
 
@@ -19,6 +21,7 @@ OPERATORS = {
     "scale_",
     "softmax",
     "softmax_backward",
+    "pack_params",
 }
 CHECKED_ELSEWHERE = {
     *("linear_loss", "linear_grad"),  # tests/linear
@@ -37,7 +40,7 @@ SPECS = {
 
 
 def spec(**options):
-    return RowSpec(TERMS.names, list(TERMS.params), -100, backend_in_use(), **options)
+    return RowSpec(*encode(TERMS), -100, backend_in_use(), **options)
 
 
 def row_args(device, dtype=torch.float32, requires_grad=True, per_row=False, weighted=False):
@@ -81,6 +84,35 @@ def test_row_loss_of_shapes(shape, device):
     target = torch.randint(5, batch, device=device)
     scale = torch.ones((), device=device)
     opcheck(OPS.row_loss, (logits, target, scale, None, *spec(reduce=False, aux=True)))
+
+
+NUMBERS = torch.tensor(TERMS.params, dtype=torch.float64)
+
+
+def in_a_tensor(spec):
+    """As compiled code hands over numbers that change between calls."""
+    return spec._replace(params=[], numbers=NUMBERS)
+
+
+def test_pack_params():
+    unknown = [NUMBERS[1], NUMBERS[3]]
+    params = [3.0, math.nan, 5.0, math.nan]
+    opcheck(OPS.pack_params, (unknown, params))
+    packed = OPS.pack_params(unknown, params)
+    assert packed.tolist() == [3.0, NUMBERS[1], 5.0, NUMBERS[3]]
+
+
+@pytest.mark.parametrize("options", SPECS.values(), ids=list(SPECS))
+def test_numbers_in_a_tensor(options, device):
+    args = row_args(device)
+    opcheck(OPS.row_loss, (*args, *in_a_tensor(spec(**options))))
+    made = OPS.row_loss(*args, *in_a_tensor(spec(**options)))
+    for actual, wanted in zip(made, OPS.row_loss(*args, *spec(**options)), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+def test_row_grad_of_numbers_in_a_tensor(device):
+    opcheck(OPS.row_grad, (*grad_args(device), *in_a_tensor(spec())))
 
 
 def test_row_loss_in_place(device):

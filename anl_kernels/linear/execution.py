@@ -14,7 +14,7 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.linear.arguments import OF_IGNORED_ROWS, LocalHead
 from anl_kernels.linear.autograd import LinearLossFunction, logits_of
 from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
-from anl_kernels.ops import RowSpec
+from anl_kernels.ops import RowSpec, encode
 from anl_kernels.sharding.collectives import CopyToShards
 from anl_kernels.terms import Terms
 
@@ -50,8 +50,7 @@ def run(call: LinearCall) -> tuple[Tensor, Aux]:
     )
     needs_grad = options.needs_hidden or options.needs_weight or options.needs_bias
     spec = RowSpec(
-        names=call.terms.names,
-        params=list(call.terms.params),
+        *encode(call.terms),
         ignore_index=call.ignore_index,
         backend=backend,
         reduce=call.reduce,

@@ -253,7 +253,7 @@ class _Walk:
 def _row_outputs(hidden: Tensor, target: Tensor, specs: Specs) -> RowOutputs:
     """The results of rows, 0 for those that are skipped."""
     nothing = hidden.new_empty((*target.shape, 1), dtype=specs.head.dtype)
-    request = specs.rows.request._replace(write_grad=False, probs=False)
+    request = specs.rows.outline._replace(write_grad=False, probs=False)
     outputs = empty_outputs(nothing, target, request)
     if specs.head.skip_ignored:
         for name in ROW_OUTPUTS:

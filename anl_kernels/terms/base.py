@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.numbers import as_flag, as_number, shown
+from anl_kernels.terms.symbols import known
 
 if TYPE_CHECKING:
     from anl_kernels.terms.row import Row
@@ -137,17 +138,46 @@ class Term(_Arithmetic):
         """Raise ValueError if the term has no meaning at this number of classes."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Terms(_Arithmetic):
     """A weighted sum of terms: an immutable value.
 
     A term's weight is a float times, perhaps, a 0-d tensor; a tensor that requires grad receives
     its gradient. Iterating gives ``(weight, term)`` pairs.
+
+    Args:
+        terms: the terms.
+        factors: the float of each.
+        tensors: the tensor of each, or None.
     """
 
-    terms: tuple[Term, ...]
-    factors: tuple[float, ...]
-    tensors: tuple[Tensor | None, ...]
+    # Not three tuples: one of floats alone, anywhere below a module, Dynamo takes for a constant.
+    parts: tuple[tuple[float, Tensor | None, Term], ...]
+
+    def __init__(
+        self,
+        terms: tuple[Term, ...],
+        factors: tuple[float, ...],
+        tensors: tuple[Tensor | None, ...],
+    ) -> None:
+        for term in terms:
+            check_parameters(term)  # a user's own may not have
+        object.__setattr__(self, "parts", tuple(zip(factors, tensors, terms, strict=True)))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms."""
+        return tuple([part[2] for part in self.parts])
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The float in the weight of each term."""
+        return tuple([part[0] for part in self.parts])
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensor in the weight of each term, if it has one."""
+        return tuple([part[1] for part in self.parts])
 
     @property
     def names(self) -> str:
@@ -159,22 +189,18 @@ class Terms(_Arithmetic):
         """For each term its factor, then its parameters."""
         return tuple(
             number
-            for factor, term in zip(self.factors, self.terms, strict=True)
+            for factor, _, term in self.parts
             for number in (factor, *(float(getattr(term, field.name)) for field in fields(term)))
         )
 
-    def __post_init__(self) -> None:
-        for term in self.terms:
-            check_parameters(term)  # a user's own may not have
-
     def __iter__(self) -> Iterator[tuple[Weight, Term]]:
         """Iterate over the ``(weight, term)`` pairs."""
-        for factor, tensor, term in zip(self.factors, self.tensors, self.terms, strict=True):
+        for factor, tensor, term in self.parts:
             yield (factor if tensor is None else _times(factor, tensor)), term
 
     def __len__(self) -> int:
         """The number of terms."""
-        return len(self.terms)
+        return len(self.parts)
 
     def __repr__(self) -> str:
         """As it would be written: ``5.0 * NCE() - 0.5 * NNCE(min_prob=1e-07, prob_max=1.0)``."""
@@ -198,11 +224,10 @@ class Terms(_Arithmetic):
 
     def scaled(self, class_scale: float) -> Terms:
         """The same sum with its normalised terms multiplied by ``class_scale``."""
-        if class_scale == 1.0:
+        if known(class_scale) and class_scale == 1.0:
             return self
         factors = tuple(
-            factor * class_scale if term.normalised else factor
-            for factor, term in zip(self.factors, self.terms, strict=True)
+            factor * class_scale if term.normalised else factor for factor, _, term in self.parts
         )
         return Terms(self.terms, factors, self.tensors)
 
@@ -211,14 +236,18 @@ class Terms(_Arithmetic):
 
         They take the device and dtype of ``like`` without a host synchronisation.
         """
-        if all(tensor is None for tensor in self.tensors):
+        if all(tensor is None for _, tensor, _ in self.parts):
             return None
+        one = like.new_ones(())  # times a factor, since a fill would make a constant of a symbol
         return torch.stack(
             [
-                like.new_full((), factor)
-                if tensor is None
-                else factor * tensor.to(device=like.device, dtype=like.dtype, non_blocking=True)
-                for factor, tensor in zip(self.factors, self.tensors, strict=True)
+                factor
+                * (
+                    one
+                    if tensor is None
+                    else tensor.to(device=like.device, dtype=like.dtype, non_blocking=True)
+                )
+                for factor, tensor, _ in self.parts
             ]
         )
 

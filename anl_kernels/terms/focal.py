@@ -6,14 +6,14 @@ and denominator; that is the default here. ``detach_weight=False`` gives the tru
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from anl_kernels.terms.base import Term, require
 from anl_kernels.terms.logarithmic import check_min_prob, check_min_prob_at
+from anl_kernels.terms.symbols import log, operand
 from anl_kernels.terms.row import Row, fraction
 
 
@@ -28,7 +28,7 @@ class _Focal(Term):
 def _focal(complement: Tensor, log_prob: Tensor, gamma: float, detach: bool) -> Tensor:
     # complement^gamma has an infinite slope at 0 for gamma < 1, where log_prob is 0 too: the
     # product is flat there, which a floor far below any representable 1 - p says without a NaN.
-    weight = complement.clamp(min=1e-35).pow(gamma)
+    weight = complement.clamp(min=1e-35).pow(operand(gamma))
     return -(weight.detach() if detach else weight) * log_prob
 
 
@@ -88,10 +88,10 @@ class NNFL(_Focal):
     def check_num_classes(self, num_classes: int) -> None:
         check_min_prob_at(self, num_classes)
 
-    def scalars(self) -> tuple[float, ...]:
+    def scalars(self) -> tuple[Any, ...]:
         """gamma, the clamp on -l, and A_g."""
-        clamp = -math.log(self.min_prob)
-        return self.gamma, clamp, (1 - self.min_prob) ** self.gamma * clamp
+        clamp = -log(self.min_prob)
+        return self.gamma, clamp, operand(1 - self.min_prob) ** operand(self.gamma) * clamp
 
     def rows(self, row: Row) -> Tensor:
         gamma, clamp, largest = self.scalars()

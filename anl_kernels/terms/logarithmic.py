@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from anl_kernels.terms.base import Term, require
+from anl_kernels.terms.symbols import at_most, log
 from anl_kernels.terms.row import Row, fraction
 
 
@@ -74,16 +75,16 @@ class NNCE(Term):
     def check_num_classes(self, num_classes: int) -> None:
         check_min_prob_at(self, num_classes)
 
-    def scalars(self) -> tuple[float, ...]:
+    def scalars(self) -> tuple[Any, ...]:
         """The offset A, and the upper bound on l: none for prob_max 1, as l may round above 0."""
-        ceiling = math.log(self.prob_max) if self.prob_max < 1 else math.inf
-        return -math.log(self.min_prob), ceiling
+        ceiling = log(self.prob_max) if self.prob_max < 1 else math.inf
+        return -log(self.min_prob), ceiling
 
     def rows(self, row: Row) -> Tensor:
         offset, ceiling = self.scalars()
 
         def u(log_prob: Tensor) -> Tensor:
-            bounded = log_prob if ceiling == math.inf else log_prob.clamp(max=ceiling)
+            bounded = log_prob if self.prob_max == 1 else at_most(log_prob, ceiling)
             return (offset + bounded).clamp(min=0)
 
         return fraction(row.total_others(u(row.log_probs)), u(row.l_y))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from anl_kernels.terms.base import Term, require
+from anl_kernels.terms.symbols import at_least, log, operand
 from anl_kernels.terms.row import Row, fraction
 
 
@@ -42,12 +43,12 @@ class GCE(Term):
         require(0 < self.q < math.inf, self, "q", "finite and above 0 (its limit at 0 is CE)")
         _check_optional_min_prob(self)
 
-    def scalars(self) -> tuple[float, ...]:
+    def scalars(self) -> tuple[Any, ...]:
         """q and the lower bound on l_y."""
         return self.q, _log_or_minus_inf(self.min_prob)
 
     def rows(self, row: Row) -> Tensor:
-        l_y = row.l_y.clamp(min=math.log(self.min_prob)) if self.min_prob else row.l_y
+        l_y = at_least(row.l_y, log(self.min_prob)) if self.min_prob else row.l_y
         return -torch.expm1(self.q * l_y) / self.q
 
 
@@ -74,15 +75,15 @@ class RCE(Term):
     def functor(self) -> str:
         return "rce_clamped" if self.min_prob else "rce"
 
-    def scalars(self) -> tuple[float, ...]:
+    def scalars(self) -> tuple[Any, ...]:
         """The factor and the clamp."""
-        return -math.log(self.log_clip), self.min_prob
+        return -log(self.log_clip), self.min_prob
 
     def rows(self, row: Row) -> Tensor:
         factor, min_prob = self.scalars()
         if not min_prob:
             return factor * row.rest
-        return factor * row.total_others(row.probs.clamp(min=min_prob))
+        return factor * row.total_others(at_least(row.probs, operand(min_prob)))
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class AGCE(Term):
         require(0 < self.q < math.inf, self, "q", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
-        top = self.a + 1
-        return -(top**self.q) * torch.expm1(self.q * torch.log1p(-row.rest / top)) / self.q
+        q, top = operand(self.q), operand(self.a + 1)
+        return -(top**q) * torch.expm1(q * torch.log1p(-row.rest / top)) / q
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ class AUL(Term):
         require(0 < self.q < math.inf, self, "q", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
-        base = self.a - 1
-        return base**self.q * torch.expm1(self.q * torch.log1p(row.rest / base)) / self.q
+        q, base = operand(self.q), operand(self.a - 1)
+        return base**q * torch.expm1(q * torch.log1p(row.rest / base)) / q
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class NGCE(Term):
         require(0 < self.q < math.inf, self, "q", "finite and above 0")
         _check_optional_min_prob(self)
 
-    def scalars(self) -> tuple[float, ...]:
+    def scalars(self) -> tuple[Any, ...]:
         """q and the lower bound on l."""
         return self.q, _log_or_minus_inf(self.min_prob)
 
@@ -175,7 +176,7 @@ class NGCE(Term):
         q, floor = self.scalars()
 
         def v(log_prob: Tensor) -> Tensor:
-            return -torch.expm1(q * log_prob.clamp(min=floor))
+            return -torch.expm1(q * at_least(log_prob, floor))
 
         return fraction(v(row.l_y), row.total_others(v(row.log_probs)))
 
@@ -195,12 +196,12 @@ class AMSE(Term):
 
     def rows(self, row: Row) -> Tensor:
         others = row.total_others(row.probs.square())
-        return (others + (1 - self.a - row.rest).square()) / row.num_classes
+        return (others + (operand(1 - self.a) - row.rest).square()) / row.num_classes
 
 
 def _check_optional_min_prob(term: GCE | RCE | NGCE) -> None:
     require(0 <= term.min_prob < 1, term, "min_prob", "in [0, 1)")
 
 
-def _log_or_minus_inf(probability: float) -> float:
-    return math.log(probability) if probability else -math.inf
+def _log_or_minus_inf(probability: float) -> Any:
+    return log(probability) if probability else -math.inf

@@ -5,7 +5,7 @@ import torch
 
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
-from anl_kernels.ops import RowSpec
+from anl_kernels.ops import RowSpec, encode
 from tests.cases import CASES
 from tests.linear.heads import random_head
 
@@ -34,7 +34,7 @@ LAYOUTS = {
 
 def specs(backend, head, **options):
     """Both specs' fields, as they follow an operator's tensors."""
-    rows = RowSpec(TERMS.names, list(TERMS.params), -100, backend)
+    rows = RowSpec(*encode(TERMS), -100, backend)
     has_bias = head.bias is not None
     numbers = HeadSpec(
         softcap=0.0, chunk_bytes=100, skip_ignored=True, dtype=head.hidden.dtype,
