@@ -7,13 +7,8 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from anl_kernels.backends.selection import why_not
 from tests.backends import running_on
 from tests.cuda import emulated
-from tests.interpreter import act_like_hardware
-
-if not GPU and why_not("triton") is None:
-    act_like_hardware()
 
 
 def pytest_configure():

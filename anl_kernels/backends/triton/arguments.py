@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anl_kernels.backends.interface import RowOutputs, RowRequest, term_numbers
 from anl_kernels.backends.layout import RowView, writable_rows
+from anl_kernels.backends.selection import interpreting
 from anl_kernels.backends.triton.plan import Plan
 from anl_kernels.backends.triton.terms import AFFINE, FUNCTORS, Functor
 from anl_kernels.terms import Terms
@@ -121,7 +122,11 @@ def output_args(outputs: RowOutputs, grad: Tensor) -> dict[str, Any]:
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, not on its arguments'."""
+    """Triton launches on the current device, not on its arguments'; on a CPU it interprets."""
+    if interpreting():
+        from anl_kernels.backends.triton.interpreter import like_hardware
+
+        return like_hardware()
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
