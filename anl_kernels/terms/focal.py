@@ -6,6 +6,7 @@ and denominator; that is the default here. ``detach_weight=False`` gives the tru
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from anl_kernels.terms.base import Term, require
 from anl_kernels.terms.logarithmic import check_min_prob, check_min_prob_at
-from anl_kernels.terms.symbols import log, operand
 from anl_kernels.terms.row import Row, fraction
+from anl_kernels.terms.symbols import log, operand
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from anl_kernels.terms.base import Term, require
-from anl_kernels.terms.symbols import at_most, log
 from anl_kernels.terms.row import Row, fraction
+from anl_kernels.terms.symbols import at_most, log
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from anl_kernels.terms.base import Term, require
-from anl_kernels.terms.symbols import at_least, log, operand
 from anl_kernels.terms.row import Row, fraction
+from anl_kernels.terms.symbols import at_least, log, operand
 
 
 @dataclass(frozen=True)
