@@ -10,7 +10,7 @@ from torch import Tensor
 from anl_kernels import checks
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
-from anl_kernels.options import Reduction, check_ignore_index, check_reduction, class_scale_at
+from anl_kernels.options import Reduction, check_reduction, class_scale_at
 from anl_kernels.sharding.dtensor import is_dtensor, local_part, of_all, of_rows
 from anl_kernels.sharding.fsdp import warn_of_rounding
 from anl_kernels.sharding.rows import RowShards
@@ -81,7 +81,6 @@ def factors_of(
     that are here.
     """
     check_reduction(reduction)
-    check_ignore_index(ignore_index)
     num_counted = checks.check_labels_in_range(target, num_classes, ignore_index)
     scaled_terms = as_terms(terms).scaled(class_scale_at(class_scale, num_classes))
     for term in scaled_terms.terms:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
+from torch.masked import MaskedTensor
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
 from anl_kernels.labels import is_ignored
+from anl_kernels.numbers import as_int, shown
 from anl_kernels.settings import settings
 from anl_kernels.versions import why_unchecked
 
 _PLAIN = (Tensor, Parameter)
-_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes that are computed with."""
 
 
 @contextmanager
@@ -47,15 +50,29 @@ def check_floating_logits(logits: Tensor) -> None:
 def check_num_classes(num_classes: int | None, available: int, name: str, tensor: Tensor) -> int:
     """The number of classes, of those available in a tensor; raise ValueError if it cannot be."""
     if not available:
-        raise ValueError(f"{name} have no classes: their shape is {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have at least one class, got no classes in shape {tuple(tensor.shape)}; "
+            f"give the layer that makes them as many outputs as there are classes"
+        )
     if num_classes is None:
-        num_classes = available
-    elif type(num_classes) is not int or not 1 <= num_classes <= available:
+        return available
+    count = as_int(num_classes)
+    if count is None or not 1 <= count <= available:
         raise ValueError(
             f"num_classes must be an int in [1, {available}], the number of columns that there "
-            f"are, got {num_classes!r}; the columns from num_classes on are padding"
+            f"are, got {shown(num_classes)}; the columns from num_classes on are padding"
         )
-    return num_classes
+    return count
+
+
+def check_dim(dim: int, logits: Tensor) -> int:
+    """The dimension, at least 0; raise TypeError of no integer, IndexError if there is none."""
+    place, dims = as_int(dim), logits.dim()
+    if place is None:
+        raise TypeError(f"dim must be an int, got {shown(dim)}; pass -1 for the last dimension")
+    if not -dims <= place < dims:
+        raise IndexError(f"dim must be in [-{dims}, {dims - 1}], got {place}")
+    return place % dims
 
 
 def check_target(target: Tensor, logits: Tensor) -> None:
@@ -80,8 +97,7 @@ def check_labels_of(
 
 def check_label_dtype(target: Tensor, argument: str) -> None:
     """Raise TypeError unless a tensor, named so, can hold class indices."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(target).__name__}")
+    check_dense(argument, target)
     if target.dtype not in (torch.int64, torch.int32):
         hint = (
             "class probabilities are not supported, pass class indices"
@@ -93,15 +109,9 @@ def check_label_dtype(target: Tensor, argument: str) -> None:
         )
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a real number, NumPy's among them, and not a truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def check_mask(name: str, mask: Tensor, shape: torch.Size, other: Tensor) -> None:
     """Raise TypeError or ValueError unless a mask, named so, is bool, of a shape, on a device."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(mask).__name__}")
+    check_dense(name, mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"{name} must be bool, got {mask.dtype}; convert it with .bool()")
     if mask.shape != shape:
@@ -153,6 +163,24 @@ def check_class_weight(weight: Tensor, num_classes: int, logits: Tensor) -> None
             f"got {tuple(weight.shape)}"
         )
     check_device("weight", weight, logits)
+
+
+def check_fixed_weight(weight: Tensor | None) -> Tensor | None:
+    """The ``weight`` of a module, its buffer; raise unless it is a constant floating (K,)."""
+    if weight is None:
+        return None
+    check_floating("weight", weight)
+    if weight.dim() != 1:
+        raise ValueError(
+            f"weight must have shape (K,), one factor for each class, got {tuple(weight.shape)}"
+        )
+    if weight.requires_grad:
+        raise ValueError(
+            "weight must not require grad in a module, which keeps it as a buffer that no "
+            "optimiser is given; pass weight.detach(), or to learn it, call the function "
+            "(ak.robust_loss) with it in every step"
+        )
+    return weight
 
 
 def check_sample_weight(sample_weight: Tensor, target: Tensor) -> None:
@@ -245,18 +273,54 @@ def class_dim(logits: Tensor) -> int:
 
 def check_dtype(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless a tensor, named so, is of a dtype that kernels compute with."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _FLOATING:
+    check_dense(name, tensor)
+    if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}; "
-            f"convert with .float()"
+            f"convert with {_to_float(tensor)}"
         )
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless a tensor, named so, is of floats."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_dense(name, tensor)
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating, got {tensor.dtype}; convert it with .float()")
+        raise TypeError(
+            f"{name} must be floating, got {tensor.dtype}; convert it with {_to_float(tensor)}"
+        )
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless an argument, named so, is a tensor whose every element is there."""
+    if type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested:
+        return
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {type(tensor).__name__}; convert it with torch.as_tensor"
+        )
+    if isinstance(tensor, MaskedTensor):
+        raise TypeError(
+            f"{name} must be a tensor without a mask, got a MaskedTensor; pass {name}.get_data() "
+            f"and say by ignore_index, sample_weight, or a logit of -inf what does not count"
+        )
+    if is_lazy(tensor):
+        raise TypeError(
+            f"{name} must have a shape, got an {type(tensor).__name__}; call the lazy module that "
+            f"it belongs to once, with an input"
+        )
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} must be one dense tensor, got a nested one; pass the rows of its parts, "
+            f"torch.cat({name}.unbind())"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} must be dense, got a tensor of layout {tensor.layout}; convert it with "
+            f".to_dense()"
+        )
+
+
+def _to_float(tensor: Tensor) -> str:
+    if tensor.is_quantized:
+        return ".dequantize()"
+    return ".real or .abs()" if tensor.is_complex() else ".float()"

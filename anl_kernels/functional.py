@@ -17,7 +17,13 @@ from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
 from anl_kernels.execution import Aux, Call, over_ranks, run
-from anl_kernels.options import LossOptions, Reduction, aux_outputs
+from anl_kernels.options import (
+    LossOptions,
+    Reduction,
+    aux_outputs,
+    check_ignore_index,
+    check_inplace_flag,
+)
 from anl_kernels.sharding.dtensor import (
     is_dtensor,
     mark_overwritten,
@@ -95,8 +101,9 @@ def robust_loss(
             ``checkpoint(use_reentrant=False)``.
     """
     checks.check_floating_logits(logits)
+    ignore_index = check_ignore_index(ignore_index)
     # In compiled code everybody has tensors of their own: see execution._kernels.
-    inplace = inplace and not torch.compiler.is_compiling()
+    inplace = check_inplace_flag(inplace) and not torch.compiler.is_compiling()
     if inplace and logits.requires_grad and torch.is_grad_enabled():
         checks.check_inplace(logits)
     given = logits
@@ -179,15 +186,13 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
         Differentiable twice. A ``DTensor`` that lies as the logits do, if they are one.
 
     Raises:
-        TypeError: logits are not floating.
+        TypeError: logits are not floating, or dim is no int.
         ValueError: a DTensor is sharded on ``dim``, or a partial sum.
         IndexError: dim is out of range.
         RuntimeError: the backend asked for with :func:`use_backend` cannot run.
     """
     checks.check_floating_logits(logits)
-    if not -logits.dim() <= dim < logits.dim():
-        raise IndexError(f"dim must be in [-{logits.dim()}, {logits.dim() - 1}], got {dim}")
-    dim %= logits.dim()
+    dim = checks.check_dim(dim, logits)
     if is_dtensor(logits):
         return on_local_rows("logits", logits, dim, partial(softmax, dim=dim))
     backend = choose_backend(logits.device.type, logits=logits, dim=dim)

@@ -17,7 +17,7 @@ from anl_kernels.checks import class_dim
 from anl_kernels.execution import Call, run
 from anl_kernels.labels import is_ignored
 from anl_kernels.ops import RowSpec, encode
-from anl_kernels.options import Reduction, check_ignore_index, check_reduction
+from anl_kernels.options import Reduction, check_class_count, check_ignore_index, check_reduction
 from anl_kernels.sharding.dtensor import of_all, of_rows
 from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
@@ -77,7 +77,7 @@ def log_prob(
         >>> others = ak.log_prob(logits, torch.randint(num_classes, (len(logits), 5)))  # (N, 5)
     """
     checks.check_floating_logits(logits)
-    check_ignore_index(ignore_index)
+    ignore_index = check_ignore_index(ignore_index)
     dim = class_dim(logits)
     logits, shards, rows, num_classes = local_logits(logits, process_group, num_classes)
     if rows is not None and isinstance(classes, Tensor) and classes.dim() == logits.dim():
@@ -118,8 +118,8 @@ class LogProbLoss(nn.Module):
         num_classes: as for :func:`robust_loss`.
 
     Raises:
-        TypeError: head cannot be called, or ignore_index is no int.
-        ValueError: reduction is unknown.
+        TypeError: head cannot be called, ignore_index is no int, or weight is not floating.
+        ValueError: reduction is unknown, num_classes is no int above 0, or weight requires grad.
 
     Example:
         >>> criterion = ak.LogProbLoss(LearnedGCE())
@@ -144,14 +144,12 @@ class LogProbLoss(nn.Module):
                 f"head must map log-probabilities to losses, got {head!r}; pass a function or a "
                 f"module"
             )
-        check_ignore_index(ignore_index)
-        check_reduction(reduction)
         self.head = head
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
+        self.register_buffer("weight", checks.check_fixed_weight(weight))
+        self.ignore_index = check_ignore_index(ignore_index)
+        self.reduction = check_reduction(reduction)
         self.process_group = process_group
-        self.num_classes = num_classes
+        self.num_classes = check_class_count(num_classes)
 
     def forward(
         self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None

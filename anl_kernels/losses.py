@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from anl_kernels import checks
 from anl_kernels.functional import Aux, robust_loss
-from anl_kernels.options import LossOptions, aux_outputs, check_reduction, class_scale_at
+from anl_kernels.numbers import shown
+from anl_kernels.options import OPTION_CHECKS, LossOptions
 from anl_kernels.terms import CE, MAE, NCE, NFL, NNCE, NNFL, RCE, Term, Terms, as_terms
 
 _T = TypeVar("_T")
@@ -18,6 +21,7 @@ class Criterion(nn.Module):
     """What the modules share: terms, and the keywords that are fixed for every call."""
 
     keywords: ClassVar[type] = LossOptions
+    option_checks: ClassVar[Mapping[str, Callable[[Any], Any]]] = OPTION_CHECKS
     weight: Tensor | None
 
     def __init__(self, terms: Term | Terms, options: dict[str, Any]) -> None:
@@ -30,11 +34,13 @@ class Criterion(nn.Module):
                 f"unknown option {', '.join(sorted(unknown))}; the options of a module are "
                 f"{', '.join(sorted(allowed))}; sample_weight goes to its call"
             )
-        check_reduction(options.get("reduction", "mean"))
-        class_scale_at(options.get("class_scale", 1.0), 10)
-        aux_outputs(options.get("return_aux", False))
-        self.register_buffer("weight", options.pop("weight", None))
-        self.options = options
+        self.terms.check_weights_are_leaves()
+        self.register_buffer("weight", checks.check_fixed_weight(options.pop("weight", None)))
+        checked = self.option_checks
+        self.options = {
+            name: checked[name](value) if name in checked else value
+            for name, value in options.items()
+        }
         for i, tensor in enumerate(self.terms.tensors):
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(f"term_weight_{i}", tensor)
@@ -64,8 +70,9 @@ class RobustLoss(Criterion):
             becomes a buffer. ``sample_weight`` goes to the call.
 
     Raises:
-        TypeError: terms is not a term, or an option is unknown.
-        ValueError: an option has a value it cannot have.
+        TypeError: terms is not a term, or an option is unknown or of a wrong type.
+        ValueError: an option has a value it cannot have; a weight among the terms was computed of
+            tensors that require grad, or ``weight`` requires grad.
 
     Example:
         >>> criterion = ak.RobustLoss(ak.GCE(q=0.7), ignore_index=-100)
@@ -170,6 +177,6 @@ class SymmetricCrossEntropyLoss(RobustLoss):
 
 
 def _choose(name: str, key: str, choices: dict[str, _T]) -> _T:
-    if key not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {key!r}")
+    if not isinstance(key, str) or key not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(key)}")
     return choices[key]

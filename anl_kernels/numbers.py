@@ -1,7 +1,7 @@
 """What counts as a number where an argument is to be one: the one place that says so.
 
-Python's and NumPy's numbers do, 0-d arrays among them, and those that a compiler has yet to compute.
-Truth values, strings and tensors do not: a tensor's value may be on a GPU.
+Python's and NumPy's numbers do, 0-d arrays among them, and those that a compiler has yet to
+compute. Truth values, strings and tensors do not: a tensor's value may be on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SYMBOLIC = (torch.SymFloat, torch.SymInt)
 def as_int(value: Any) -> int | None:
     """The value as Python's int; None unless it is an integer."""
     if type(value) is int or isinstance(value, torch.SymInt):
-        return value
+        return value  # type: ignore[return-value]
     value = _without_numpy(value)
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     return int(value) if whole else None
@@ -45,7 +45,7 @@ def shown(value: Any) -> str:
     """The value for an error's words; of a tensor or an array not the elements, but the shape."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    if hasattr(value, "shape"):
+    if getattr(value, "ndim", 0) and hasattr(value, "shape"):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     return repr(value)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
+
+from anl_kernels.numbers import as_flag, as_int, as_number, shown
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -50,21 +52,47 @@ class LinearOptions(TypedDict, total=False):
     skip_ignored: bool | None
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError unless the reduction is known."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+def check_reduction(reduction: Reduction) -> Reduction:
+    """The reduction; raise ValueError unless it is known."""
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {shown(reduction)}")
+    return reduction
 
 
-def check_ignore_index(ignore_index: int) -> None:
-    """Raise TypeError unless it is an integer, ValueError unless int64 holds it."""
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
-    if not -(2**63) <= ignore_index < 2**63:
+def check_ignore_index(ignore_index: int) -> int:
+    """The label; raise TypeError unless it is an integer, ValueError unless int64 holds it."""
+    label = as_int(ignore_index)
+    if label is None:
+        raise TypeError(
+            f"ignore_index must be an int, got {shown(ignore_index)}; pass -100 for the default"
+        )
+    if not -(2**63) <= label < 2**63:
         raise ValueError(
-            f"ignore_index must be in [-2**63, 2**63), the range of int64, got {ignore_index}; "
+            f"ignore_index must be in [-2**63, 2**63), the range of int64, got {label}; "
             f"pass -1 to ignore no label"
         )
+    return label
+
+
+def check_inplace_flag(inplace: bool) -> bool:
+    """The permission; raise TypeError unless it is a truth value."""
+    allowed = as_flag(inplace)
+    if allowed is None:
+        raise TypeError(f"inplace must be True or False, got {shown(inplace)}")
+    return allowed
+
+
+def check_class_scale(class_scale: float | str) -> float | Literal["auto"]:
+    """The factor, or "auto"; raise ValueError unless it is positive and finite."""
+    if isinstance(class_scale, str) and class_scale == "auto":
+        return "auto"
+    scale = as_number(class_scale)
+    # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.
+    if scale is None or not 0 < scale < math.inf:
+        raise ValueError(
+            f"class_scale must be a positive number or 'auto', got {shown(class_scale)}"
+        )
+    return float(scale)
 
 
 def class_scale_at(class_scale: float | str, num_classes: int) -> float:
@@ -73,20 +101,21 @@ def class_scale_at(class_scale: float | str, num_classes: int) -> float:
     ``"auto"`` is ``K log K / (10 log 10)``: the gradient of NCE at uniform logits is proportional
     to ``1 / (K log K)``, so its weight keeps the effect it has at K = 10 (docs/math.md).
     """
-    if class_scale == "auto":
+    scale = check_class_scale(class_scale)
+    if scale == "auto":
         return max(1, num_classes * math.log(num_classes)) / (10 * math.log(10))
-    # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.
-    if not isinstance(class_scale, int | float) or not 0 < class_scale < math.inf:
-        raise ValueError(f"class_scale must be a positive number or 'auto', got {class_scale!r}")
-    return float(class_scale)
+    return scale
 
 
 def aux_outputs(return_aux: bool | Collection[str]) -> tuple[str, ...]:
     """The auxiliary outputs asked for: True stands for all but the softmax."""
-    if isinstance(return_aux, bool):
-        return AUX_OUTPUTS[:-1] if return_aux else ()
-    if not isinstance(return_aux, Collection):
-        raise TypeError(f"return_aux must be a bool or a collection of names, got {return_aux!r}")
+    wanted = as_flag(return_aux)
+    if wanted is not None:
+        return AUX_OUTPUTS[:-1] if wanted else ()
+    if not isinstance(return_aux, Collection) or isinstance(return_aux, Tensor):
+        raise TypeError(
+            f"return_aux must be a bool or a collection of names, got {shown(return_aux)}"
+        )
     names = (return_aux,) if isinstance(return_aux, str) else tuple(return_aux)
     for name in names:
         if name not in AUX_OUTPUTS:
@@ -94,3 +123,36 @@ def aux_outputs(return_aux: bool | Collection[str]) -> tuple[str, ...]:
                 f"return_aux must be a bool or some of {', '.join(AUX_OUTPUTS)}, got {name!r}"
             )
     return names
+
+
+def check_aux_option(return_aux: bool | Collection[str]) -> bool | Collection[str]:
+    """What :func:`aux_outputs` takes, as it came; raise as that does."""
+    aux_outputs(return_aux)
+    return return_aux
+
+
+def check_class_count(num_classes: int | None) -> int | None:
+    """The number of classes, if it is given; raise ValueError unless it is an integer above 0."""
+    if num_classes is None:
+        return None
+    count = as_int(num_classes)
+    if count is None or count < 1:
+        raise ValueError(
+            f"num_classes must be an int of at least 1, or None for the columns that there are, "
+            f"got {shown(num_classes)}"
+        )
+    return count
+
+
+OPTION_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "ignore_index": check_ignore_index,
+    "reduction": check_reduction,
+    "class_scale": check_class_scale,
+    "inplace": check_inplace_flag,
+    "num_classes": check_class_count,
+    "return_aux": check_aux_option,
+}
+"""What a module asks of the values of its options, by name; each gives the value to keep.
+
+What depends on tensors, the call says.
+"""

@@ -225,10 +225,10 @@ def get(name: str, dataset: str) -> Preset:
     Raises:
         ValueError: there is no such loss, or the loss has no setting for the data set.
     """
-    if name not in _TABLE:
+    if not isinstance(name, str) or name not in _TABLE:
         raise ValueError(f"preset must be one of {', '.join(_TABLE)}, got {name!r}")
     recipe = _TABLE[name]
-    if dataset not in recipe.settings:
+    if not isinstance(dataset, str) or dataset not in recipe.settings:
         raise ValueError(
             f"dataset must be one of {', '.join(recipe.settings)} for {name}, got {dataset!r}"
         )

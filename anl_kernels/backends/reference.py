@@ -25,7 +25,7 @@ from anl_kernels.backends.layout import empty_like_rows
 from anl_kernels.labels import is_ignored
 from anl_kernels.sharding.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
 from anl_kernels.sharding.shards import ClassShards
-from anl_kernels.terms import Terms
+from anl_kernels.terms import Term, Terms
 from anl_kernels.terms.row import Row
 
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
@@ -63,11 +63,35 @@ def row_loss(
         row = Row(z, target.long().clamp(0, num_classes - 1))
     else:
         row = ShardedRow(z, shards.labels_here(target, ignore_index), shards)
-    losses = torch.stack([term.rows(row) for term in terms.terms])
+    losses = torch.stack([_rows_of(term, row, target) for term in terms.terms])
     losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
     weights: Iterable[float | Tensor] = terms.factors if term_weights is None else term_weights
     weighted = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)])
     return ReferenceOutputs(weighted.sum(0), losses, row)
+
+
+def _rows_of(term: Term, row: Row, target: Tensor) -> Tensor:
+    """The loss of every row by a term's definition, which a user may have got wrong."""
+    rows, name = term.rows(row), f"{type(term).__name__}.rows"
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        got = f"{rows.dtype}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(
+            f"{name} must return a floating tensor, the loss of every row, got {got}; compute it "
+            f"of what the row has (l_y, p_y, rest, log_probs, ...)"
+        )
+    if rows.shape != target.shape:
+        raise ValueError(
+            f"{name} must return one loss for each row, of shape {tuple(target.shape)}, got "
+            f"{tuple(rows.shape)}; leave sums and means over rows to reduction, and sum over "
+            f"classes by row.total_others"
+        )
+    if row.logits.requires_grad and torch.is_grad_enabled() and not rows.requires_grad:
+        raise ValueError(
+            f"{name} must be differentiable, got a tensor that does not require grad where the "
+            f"logits do; leave out detach(), item() and numpy()"
+        )
+    # Of its own dtype, or under autocast, a term must not choose that of the loss.
+    return rows.to(row.logits.dtype)
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anl_kernels.numbers import as_int
 from anl_kernels.recipes.truncated import TruncatedGCE
 from anl_kernels.regularisers.l1 import add_l1_grad_
 
@@ -93,11 +94,12 @@ class RefreshTruncatedGCE(_Callback):
         first: int = 40,
         every: int = 10,
     ) -> None:
-        if first < 0 or every < 1:
+        begin, period = as_int(first), as_int(every)
+        if begin is None or period is None or begin < 0 or period < 1:
             raise ValueError(
                 f"first must be at least 0 and every at least 1, got {first!r} and {every!r}"
             )
-        self.criterion, self.loader, self.first, self.every = criterion, loader, first, every
+        self.criterion, self.loader, self.first, self.every = criterion, loader, begin, period
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Refresh, if it is time."""

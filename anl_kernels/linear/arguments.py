@@ -10,7 +10,8 @@ from torch import Tensor
 
 from anl_kernels import checks
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.options import aux_outputs
+from anl_kernels.numbers import as_flag, as_int, as_number, shown
+from anl_kernels.options import OPTION_CHECKS, aux_outputs
 from anl_kernels.sharding.dtensor import local_hidden, local_parameter, of_rows
 from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
@@ -81,24 +82,37 @@ def check_aux(return_aux: bool | Collection[str]) -> tuple[str, ...]:
     return names
 
 
-def check_softcap(softcap: float | None) -> float:
-    """The softcap, 0 for none; raise ValueError unless it is positive and finite."""
+def check_softcap(softcap: float | None) -> float | None:
+    """The softcap, None for none; raise ValueError unless it is positive and finite."""
     if softcap is None:
-        return 0.0
-    if isinstance(softcap, bool) or not isinstance(softcap, int | float) or not 0 < softcap < 1e30:
-        raise ValueError(f"logit_softcap must be a positive number or None, got {softcap!r}")
-    return float(softcap)
+        return None
+    bound = as_number(softcap)
+    if bound is None or not 0 < bound < 1e30:
+        raise ValueError(f"logit_softcap must be a positive number or None, got {shown(softcap)}")
+    return float(bound)
 
 
-def check_chunk_bytes(chunk_bytes: int | None) -> int:
-    """The memory of a chunk, 0 for the default; raise ValueError unless it is positive."""
+def check_chunk_bytes(chunk_bytes: int | None) -> int | None:
+    """The memory of a chunk, None for the default; raise ValueError unless it is positive."""
     if chunk_bytes is None:
-        return 0
-    if type(chunk_bytes) is not int or not 0 < chunk_bytes < 1 << 62:
+        return None
+    memory = as_int(chunk_bytes)
+    if memory is None or not 0 < memory < 1 << 62:
         raise ValueError(
-            f"chunk_bytes must be a positive number of bytes or None, got {chunk_bytes!r}"
+            f"chunk_bytes must be a positive number of bytes, an int, or None, got "
+            f"{shown(chunk_bytes)}"
         )
-    return chunk_bytes
+    return memory
+
+
+def check_skip_ignored(skip: bool | None) -> bool | None:
+    """The choice, None for the device's; raise ValueError of another value."""
+    if skip is None:
+        return None
+    wanted = as_flag(skip)
+    if wanted is None:
+        raise ValueError(f"skip_ignored must be True, False or None, got {shown(skip)}")
+    return wanted
 
 
 def sum_dtype_of(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
@@ -112,15 +126,29 @@ def sum_dtype_of(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.d
 
 def skips_ignored(skip: bool | None, device_type: str, aux: tuple[str, ...]) -> bool:
     """Whether ignored rows are left out; auxiliary outputs may ask for them."""
-    if skip not in (None, True, False):
-        raise ValueError(f"skip_ignored must be True, False or None, got {skip!r}")
+    skip = check_skip_ignored(skip)
     asked = [name for name in aux if name in OF_IGNORED_ROWS]
     if skip and asked:
         raise ValueError(
             f"skip_ignored=True leaves ignored rows without {' and '.join(asked)}; ask for others "
             f"in return_aux, or pass skip_ignored=False"
         )
-    return (device_type == "cpu" and not asked) if skip is None else bool(skip)
+    return (device_type == "cpu" and not asked) if skip is None else skip
+
+
+def _check_aux_option(return_aux: bool | Collection[str]) -> bool | Collection[str]:
+    check_aux(return_aux)
+    return return_aux
+
+
+OPTION_CHECKS_OF_HEAD = {
+    **OPTION_CHECKS,
+    "return_aux": _check_aux_option,
+    "logit_softcap": check_softcap,
+    "chunk_bytes": check_chunk_bytes,
+    "skip_ignored": check_skip_ignored,
+}
+"""As :data:`anl_kernels.options.OPTION_CHECKS`, for a module with a head."""
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -35,7 +35,7 @@ class LinearCall:
 def run(call: LinearCall) -> tuple[Tensor, Aux]:
     """The loss, and what was asked for beside it."""
     head, options = call.head, call.options
-    hidden = head.hidden.reshape(-1, head.hidden.shape[-1])
+    hidden = head.hidden.reshape(head.target.numel(), head.hidden.shape[-1])
     rows = hidden.new_empty((0, options.num_classes), dtype=options.dtype)
     backend = choose_backend(hidden.device.type, call.terms, rows, 1)
     if not _can_be_fused(call.terms, backend):
@@ -102,7 +102,8 @@ def _unfused(call: LinearCall) -> tuple[Tensor, Aux]:
     if not set(call.aux).intersection(OF_IGNORED_ROWS):
         ignored = is_ignored(head.target, call.ignore_index)
         hidden = hidden.masked_fill(ignored.unsqueeze(-1), 0)
-    logits = logits_of(hidden.reshape(-1, hidden.shape[-1]), head.weight, head.bias, call.options)
+    rows = hidden.reshape(head.target.numel(), hidden.shape[-1])  # D may be 0
+    logits = logits_of(rows, head.weight, head.bias, call.options)
     loss, aux = execution.run(
         Call(
             logits=logits,

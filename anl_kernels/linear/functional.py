@@ -20,7 +20,7 @@ from anl_kernels.linear.arguments import (
 )
 from anl_kernels.linear.execution import LinearCall, run
 from anl_kernels.linear.ops import HeadSpec
-from anl_kernels.options import Reduction
+from anl_kernels.options import Reduction, check_ignore_index
 from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms
@@ -91,7 +91,7 @@ def linear_robust_loss(
     Raises:
         As :func:`robust_loss`, and ValueError where hidden, weight and bias do not fit.
     """
-    aux = check_aux(return_aux)
+    aux, ignore_index = check_aux(return_aux), check_ignore_index(ignore_index)
     head = local_head(hidden, linear_weight, linear_bias, target, process_group, num_classes)
     like = head.hidden.new_empty((0,), dtype=head.dtype)
     factors = factors_of(
@@ -107,8 +107,8 @@ def linear_robust_loss(
         rows=head.rows,
     )
     options = HeadSpec(
-        softcap=check_softcap(logit_softcap),
-        chunk_bytes=check_chunk_bytes(chunk_bytes),
+        softcap=check_softcap(logit_softcap) or 0.0,
+        chunk_bytes=check_chunk_bytes(chunk_bytes) or 0,
         skip_ignored=skips_ignored(skip_ignored, like.device.type, aux),
         dtype=head.dtype,
         sum_dtype=sum_dtype_of(accum_dtype, head.weight.dtype),

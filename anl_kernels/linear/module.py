@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from anl_kernels.execution import Aux
-from anl_kernels.linear.arguments import check_aux, check_chunk_bytes, check_softcap
+from anl_kernels.linear.arguments import OPTION_CHECKS_OF_HEAD
 from anl_kernels.linear.functional import linear_robust_loss
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LinearOptions
@@ -37,15 +38,14 @@ class LinearRobustLoss(Criterion):
     """
 
     keywords = LinearOptions
+    option_checks = OPTION_CHECKS_OF_HEAD
 
     def __init__(
         self, head: nn.Linear, terms: Term | Terms, **options: Unpack[LinearOptions]
     ) -> None:
         _check_head(head)
         super().__init__(terms, dict(options))
-        check_aux(options.get("return_aux", False))
-        self._softcap = check_softcap(options.get("logit_softcap"))
-        check_chunk_bytes(options.get("chunk_bytes"))
+        self._softcap: float | None = self.options.get("logit_softcap")
         self.head = head
 
     def forward(
@@ -87,7 +87,17 @@ class LinearRobustLoss(Criterion):
 def _check_head(head: nn.Linear) -> None:
     """The loss reads weight and bias: whatever else a head does would be left out silently."""
     if not isinstance(head, nn.Linear):
-        raise TypeError(f"head must be an nn.Linear, got {type(head).__name__}")
+        kind = type(head)
+        raise TypeError(
+            f"head must be an nn.Linear, got {kind.__module__}.{kind.__qualname__}; of another "
+            f"layer, give the nn.Linear inside, or the one that it was made from (quantised heads "
+            f"have no weight to train), or call ak.linear_robust_loss with its weight"
+        )
+    if is_lazy(head.weight):
+        raise TypeError(
+            f"head must know its number of features, got a {type(head).__name__} that was not "
+            f"called yet; call it, or the model, once with an input"
+        )
     if type(head).forward is not nn.Linear.forward:
         raise TypeError(
             f"head must be a plain nn.Linear, got {type(head).__name__} with a forward of its own; "

@@ -5,13 +5,14 @@ Noise is drawn on the CPU, since a seed means something else on each device.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from anl_kernels import numbers
 
 CPU = torch.device("cpu")
 """Named wherever a tensor is made: the default device may be another."""
@@ -81,13 +82,12 @@ def check_num_classes(num_classes: int) -> int:
 
 def check_rate(rate: float) -> float:
     """The rate as a float; ValueError unless it is in [0, 1], TypeError of no number."""
-    try:
-        inside = bool(0 <= rate <= 1)
-    except (TypeError, ValueError, RuntimeError):  # the latter two of arrays and of tensors
-        raise TypeError(f"rate must be a number in [0, 1], got {rate!r}") from None
-    if not inside:
-        raise ValueError(f"rate must be a share in [0, 1], got {rate!r}")
-    return float(rate)
+    share = numbers.as_number(_item(rate))
+    if share is None:
+        raise TypeError(f"rate must be a number in [0, 1], got {numbers.shown(rate)}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"rate must be a share in [0, 1], got {share!r}")
+    return float(share)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -104,11 +104,16 @@ def check_seed(name: str, seed: int) -> int:
 
 
 def as_int(name: str, value: Any) -> int:
-    """An int, also of NumPy; TypeError names the argument."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    """An int, also of NumPy or of a 0-d tensor; TypeError names the argument."""
+    whole = numbers.as_int(_item(value))
+    if whole is None:
+        raise TypeError(f"{name} must be an int, got {numbers.shown(value)}")
+    return whole
+
+
+def _item(value: Any) -> Any:
+    """What is in a 0-d tensor: noise is drawn on the CPU, and may wait for a GPU."""
+    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
 
 
 def _read_tensor(labels: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:

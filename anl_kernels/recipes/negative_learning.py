@@ -12,8 +12,9 @@ from anl_kernels import checks
 from anl_kernels.checks import class_dim
 from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
+from anl_kernels.numbers import as_int, shown
 from anl_kernels.options import check_ignore_index
-from anl_kernels.recipes.samples import check_index, check_num_samples
+from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
 from anl_kernels.sharding.dtensor import is_dtensor
 
 Stage = Literal["nl", "selnl", "selpl"]
@@ -80,19 +81,15 @@ class NegativeLearning(nn.Module):
         stage: Stage = "nl",
     ) -> None:
         super().__init__()
-        _check_count("num_classes", num_classes, 2)
-        _check_count("num_negatives", num_negatives, 1)
-        _check_count("history", history, 1)
-        _check_open("threshold", threshold)
-        _check_open("floor", floor)
-        check_ignore_index(ignore_index)
+        num_classes = _check_count("num_classes", num_classes, 2)
+        history = _check_count("history", history, 1)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
         self.num_classes = num_classes
-        self.num_negatives = num_negatives
-        self.threshold = threshold
-        self.floor = floor
-        self.ignore_index = ignore_index
+        self.num_negatives = _check_count("num_negatives", num_negatives, 1)
+        self.threshold = check_share("threshold", threshold)
+        self.floor = check_share("floor", floor)
+        self.ignore_index = check_ignore_index(ignore_index)
         self.generator = generator
         self.stage = stage
         self.register_buffer("weight", _weight_of(class_frequency, num_classes))
@@ -107,8 +104,10 @@ class NegativeLearning(nn.Module):
 
     @stage.setter
     def stage(self, stage: Stage) -> None:
-        if stage not in get_args(Stage):
-            raise ValueError(f"stage must be one of {', '.join(get_args(Stage))}, got {stage!r}")
+        if not isinstance(stage, str) or stage not in get_args(Stage):
+            raise ValueError(
+                f"stage must be one of {', '.join(get_args(Stage))}, got {shown(stage)}"
+            )
         self._stage = stage
 
     def forward(self, logits: Tensor, target: Tensor, index: Tensor | None = None) -> Tensor:
@@ -238,11 +237,8 @@ def _weight_of(frequency: Tensor | None, num_classes: int) -> Tensor | None:
     return weight.masked_fill(frequency == 0, 0)
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-
-
-def _check_open(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be in (0, 1), got {value!r}")
+def _check_count(name: str, value: int, least: int) -> int:
+    count = as_int(value)
+    if count is None or count < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {shown(value)}")
+    return count

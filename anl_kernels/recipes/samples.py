@@ -5,15 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anl_kernels.checks import check_device, transforming
+from anl_kernels.checks import check_dense, check_device, transforming
+from anl_kernels.numbers import as_int, as_number, shown
 from anl_kernels.sharding.dtensor import is_dtensor
 
 
 def check_num_samples(num_samples: int) -> int:
     """The number of samples; raise ValueError if it cannot be."""
-    if type(num_samples) is not int or num_samples < 1:
-        raise ValueError(f"num_samples must be a positive int, got {num_samples!r}")
-    return num_samples
+    size = as_int(num_samples)
+    if size is None or size < 1:
+        raise ValueError(
+            f"num_samples must be a positive int, the size of the training set, got "
+            f"{shown(num_samples)}"
+        )
+    return size
+
+
+def check_share(name: str, value: float) -> float:
+    """A probability or share, named so; raise ValueError unless it is strictly in (0, 1)."""
+    share = as_number(value)
+    if share is None or not 0 < share < 1:
+        raise ValueError(f"{name} must be in (0, 1), got {shown(value)}")
+    return share
 
 
 def check_index(index: Tensor, target: Tensor, num_samples: int, memory: Tensor) -> None:
@@ -34,6 +47,7 @@ def check_index(index: Tensor, target: Tensor, num_samples: int, memory: Tensor)
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor, got {got}")
+    check_dense("index", index)
     if index.shape != target.shape:
         raise ValueError(
             f"index must have the target's shape {tuple(target.shape)}, the place of each row's "

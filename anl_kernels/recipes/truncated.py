@@ -15,7 +15,7 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LossOptions
-from anl_kernels.recipes.samples import check_index, check_num_samples
+from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
 from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.terms import GCE
 
@@ -57,15 +57,14 @@ class TruncatedGCE(Criterion):
     def __init__(
         self, num_samples: int, q: float = 0.7, k: float = 0.5, **options: Unpack[LossOptions]
     ) -> None:
-        if not 0 < k < 1:
-            raise ValueError(f"k must be in (0, 1), got {k!r}")
+        k, term = check_share("k", k), GCE(q)
         if options.get("return_aux"):
             raise ValueError(
                 f"return_aux must be False, got {options['return_aux']!r}; ak.robust_loss has it"
             )
-        super().__init__(GCE(q), dict(options))
+        super().__init__(term, dict(options))
         self.k = k
-        self.loss_at_k = (1 - k**q) / q
+        self.loss_at_k = (1 - k**term.q) / term.q
         self.register_buffer("sample_weight", torch.ones(check_num_samples(num_samples)))
 
     def forward(self, logits: Tensor, target: Tensor, index: Tensor) -> Tensor:

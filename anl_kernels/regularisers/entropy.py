@@ -13,6 +13,7 @@ from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.execution import Aux
 from anl_kernels.labels import is_ignored
 from anl_kernels.losses import RobustLoss
+from anl_kernels.numbers import as_number, shown
 from anl_kernels.regularisers.entropy_autograd import EntropyFunction
 from anl_kernels.regularisers.entropy_formula import definition
 from anl_kernels.regularisers.entropy_ops import EntropySpec
@@ -65,7 +66,7 @@ def entropy_regulariser(
     """
     if is_dtensor(logits):
         return _of_dtensor(logits, counted, min_prob, process_group)
-    _check(logits, counted, min_prob, process_group)
+    min_prob = _check(logits, counted, min_prob, process_group)
     return _regulariser(logits, counted, min_prob, process_group)
 
 
@@ -105,13 +106,14 @@ class EntropyRegularisedLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_criterion(criterion)
-        if not checks.is_number(weight) or not math.isfinite(weight):
-            raise ValueError(f"weight must be a finite number, got {weight!r}")
-        _check_min_prob(min_prob, 1)
+        factor = as_number(weight)
+        if factor is None or not math.isfinite(factor):
+            raise ValueError(f"weight must be a finite number, got {shown(weight)}")
+        min_prob = _check_min_prob(min_prob, 1)
         if process_group is not None:
             check_group(process_group)
         self.criterion = criterion
-        self.weight = float(weight)
+        self.weight = float(factor)
         self.min_prob = min_prob
         self.process_group = process_group
 
@@ -164,7 +166,7 @@ def _of_dtensor(
             f"placements {logits.placements}; call logits.redistribute first"  # type: ignore[attr-defined]
         )
     group = groups[0] if groups else None
-    _check(here, counted, min_prob, group)
+    min_prob = _check(here, counted, min_prob, group)
     value = _regulariser(here, counted, min_prob, group)
     if group is not None:
         # The gradient is for ranks with losses of their own, which are then averaged. This is one.
@@ -222,25 +224,29 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _check(
     logits: Tensor, counted: Tensor | None, min_prob: float, group: ProcessGroup | None
-) -> None:
+) -> float:
+    """Raise unless the arguments fit; ``min_prob`` as Python's float."""
     checks.check_floating_logits(logits)
     dim = checks.class_dim(logits)
     num_classes = checks.check_num_classes(None, logits.shape[dim], "logits", logits)
-    _check_min_prob(min_prob, num_classes)
+    min_prob = _check_min_prob(min_prob, num_classes)
     if counted is not None:
         shape = logits.shape[:dim] + logits.shape[dim + 1 :]
         checks.check_mask("counted", counted, shape, logits)
     if group is not None:
         check_group(group)
+    return min_prob
 
 
-def _check_min_prob(min_prob: float, num_classes: int) -> None:
+def _check_min_prob(min_prob: float, num_classes: int) -> float:
+    clamp = as_number(min_prob)
     # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.
-    if not isinstance(min_prob, float) or not 0 < min_prob < min(0.5, 1 / num_classes):
+    if clamp is None or not 0 < clamp < min(0.5, 1 / num_classes):
         raise ValueError(
             f"min_prob must be a float above 0, below 0.5 and below 1/K, the probability of a "
-            f"class at uniform logits, which is {1 / num_classes:g} here; got {min_prob!r}"
+            f"class at uniform logits, which is {1 / num_classes:g} here; got {shown(min_prob)}"
         )
+    return float(clamp)
 
 
 def _check_criterion(criterion: RobustLoss) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.checks import is_number, transforming
+from anl_kernels.checks import FLOATING, check_dense, transforming
+from anl_kernels.numbers import as_number, shown
 from anl_kernels.sharding.dtensor import is_dtensor
 
 # Elements up to which a tensor is small; of what is made at once on a CPU, to stay in its cache.
@@ -64,7 +65,7 @@ def add_l1_grad_(parameters: Iterable[Tensor] | Tensor, factor: float) -> None:
         TypeError: as :func:`l1_penalty`, or a gradient is sparse, or a parameter is no leaf.
         ValueError: factor is negative, infinite or no number.
     """
-    _check_factor(factor)
+    factor = _check_factor(factor)
     learned = [p for p in _checked(parameters) if p.requires_grad]
     for p in learned:
         if not p.is_leaf:
@@ -121,11 +122,8 @@ class L1Hook:
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
-        _check_factor(factor)
-        if max_norm is not None and not (is_number(max_norm) and max_norm > 0):
-            raise ValueError(f"max_norm must be above 0, or None for no clipping, got {max_norm!r}")
-        self.factor = factor
-        self.max_norm = max_norm
+        self.factor = _check_factor(factor)
+        self.max_norm = _check_max_norm(max_norm)
         self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
@@ -278,7 +276,9 @@ def _checked(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise TypeError(f"parameters must be tensors, got {type(p).__name__} at place {i}")
-        if not p.is_floating_point() or p.layout != torch.strided:
+        if p.layout == torch.strided:
+            check_dense(f"parameters[{i}]", p)
+        if p.dtype not in FLOATING or p.layout != torch.strided:
             raise TypeError(
                 f"parameters must be floating and dense, got {p.dtype} of layout {p.layout} at "
                 f"place {i}; leave it out"
@@ -286,9 +286,22 @@ def _checked(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
     return tensors
 
 
-def _check_factor(factor: float) -> None:
-    if not is_number(factor) or not 0 <= factor < math.inf:
-        raise ValueError(f"factor must be a finite number that is at least 0, got {factor!r}")
+def _check_factor(factor: float) -> float:
+    number = as_number(factor)
+    if number is None or not 0 <= number < math.inf:
+        raise ValueError(f"factor must be a finite number that is at least 0, got {shown(factor)}")
+    return number
+
+
+def _check_max_norm(max_norm: float | None) -> float | None:
+    if max_norm is None:
+        return None
+    number = as_number(max_norm)
+    if number is None or not number > 0:
+        raise ValueError(
+            f"max_norm must be above 0, or None for no clipping, got {shown(max_norm)}"
+        )
+    return number
 
 
 def _check_step(

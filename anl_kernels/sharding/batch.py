@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.checks import check_dtype
 from anl_kernels.sharding.collectives import SumOfBatches, add_up_
 from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.sharding.shards import check_group
@@ -34,8 +35,7 @@ def column_means(rows: Tensor, process_group: ProcessGroup | None = None) -> Ten
         ValueError: rows are not (N, K), or a DTensor beside a process_group.
         TypeError: rows are not floating, or process_group is no process group.
     """
-    if not rows.is_floating_point():
-        raise TypeError(f"rows must be floating, got {rows.dtype}; convert them with .float()")
+    check_dtype("rows", rows)
     if rows.dim() != 2:
         raise ValueError(f"rows must have shape (N, K), got {tuple(rows.shape)}; flatten them")
     dtype = accumulator_dtype(rows.dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.labels import is_ignored
+from anl_kernels.numbers import as_int, shown
 from anl_kernels.sharding.collectives import gather
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class ClassShards:
 
     def __post_init__(self) -> None:
         ranks = check_group(self.group).size()
-        sizes = self.sizes
-        whole = isinstance(sizes, Sequence) and all(type(size) is int for size in sizes)
-        if not whole or len(sizes) != ranks or min(sizes) < 0:
+        listed = isinstance(self.sizes, Sequence) and not isinstance(self.sizes, str)
+        sizes = tuple(map(as_int, self.sizes)) if listed else ()
+        if len(sizes) != ranks or not all(size is not None and size >= 0 for size in sizes):
             raise ValueError(
                 f"sizes must be {ranks} ints of at least 0, the number of classes of each rank of "
-                f"the group, got {sizes!r}"
+                f"the group, got {shown(self.sizes)}"
             )
-        object.__setattr__(self, "sizes", tuple(sizes))
+        object.__setattr__(self, "sizes", sizes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ClassShards:
         """Itself: a process group cannot be copied, and a module that has one should be."""
@@ -62,10 +63,11 @@ class ClassShards:
     def chunked(cls, group: ProcessGroup, num_classes: int) -> ClassShards:
         """Classes as ``torch.chunk`` and ``DTensor`` share them: equally, the last ranks less."""
         ranks = check_group(group).size()
-        if type(num_classes) is not int or num_classes < 1:
-            raise ValueError(f"num_classes must be a positive int, got {num_classes!r}")
-        each = -(-num_classes // ranks)
-        sizes = (min(each, max(0, num_classes - rank * each)) for rank in range(ranks))
+        count = as_int(num_classes)
+        if count is None or count < 1:
+            raise ValueError(f"num_classes must be a positive int, got {shown(num_classes)}")
+        each = -(-count // ranks)
+        sizes = (min(each, max(0, count - rank * each)) for rank in range(ranks))
         return cls(group, tuple(sizes))
 
     @classmethod

@@ -40,15 +40,15 @@ class _Arithmetic:
 
     def __radd__(self, other: Any) -> Terms:
         """Support ``sum([...])``, which starts from 0."""
-        return _addend(other) + self  # type: ignore[operator]
+        return _addend(other) + self
 
     def __sub__(self, other: Term | Terms) -> Terms:
         """This less another term or sum, whose weights change their signs."""
-        return self + -_addend(other)  # type: ignore[operator]
+        return self + -_addend(other)
 
     def __rsub__(self, other: Any) -> Terms:
         """0 less this."""
-        return _addend(other) - self  # type: ignore[operator]
+        return _addend(other) - self
 
     def __mul__(self, weight: Weight) -> Terms:
         """Every term times a number or a 0-d tensor."""
@@ -230,6 +230,21 @@ class Terms(_Arithmetic):
             factor * class_scale if term.normalised else factor for factor, _, term in self.parts
         )
         return Terms(self.terms, factors, self.tensors)
+
+    def check_weights_are_leaves(self) -> None:
+        """Raise ValueError if a weight was computed of tensors that require grad.
+
+        A module would keep its graph, which a first backward frees, and no optimiser would be
+        given what it was computed from.
+        """
+        for tensor, term in zip(self.tensors, self.terms, strict=True):
+            if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+                raise ValueError(
+                    f"terms: a learned weight must be an nn.Parameter itself in a module, got one "
+                    f"that was computed ({tensor.grad_fn}) as the weight of {term!r}; multiply the "
+                    f"term by the parameter first and by numbers after that, as in "
+                    f"0.5 * (q * ak.CE()), or call ak.robust_loss with terms made in every step"
+                )
 
     def tensor_weights(self, like: Tensor) -> Tensor | None:
         """The (T,) weights, factors included, if any is a tensor, else None.
