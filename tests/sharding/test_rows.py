@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import anl_kernels as ak
+from anl_kernels.integrations.items import LogitsLoss
 from tests.cases import CASES, KINDS
 from tests.sharding.helpers import NUM_CLASSES, assert_close, random_logits
 from tests.sharding.meshes import R, distributed, leaf, mesh_of, of_rows, placed, whole
@@ -76,6 +77,12 @@ def test_backends(ranks, backend, layout):
 @pytest.mark.parametrize("layout", ["uneven", "space", "classes-and-rows"])
 def test_float32(ranks, layout):
     ranks(4, check_terms, layout, ["ANL-CE", "CE"], "auto", torch.float32, 5e-7)
+
+
+@pytest.mark.parametrize("layout", ["uneven", "space"])
+def test_bfloat16(ranks, layout):
+    """The gradient is rounded once, as that of one process."""
+    ranks(4, check_terms, layout, ["ANL-CE", "CE"], "auto", torch.bfloat16, 1e-5)
 
 
 def check_weights(group, layout, reduction, plain):
@@ -200,6 +207,24 @@ def test_flattened_sequences(ranks):
     ranks(4, check_flattened)
 
 
+def check_sequences(group, shift):
+    """The doors to transformers: (batch, positions, K), labels of the next position."""
+    logits, labels = torch.randn(2, 8, 9).double(), torch.randint(9, (2, 8))
+    mesh, where = mesh_of((4,)), placed([1])
+    given, one = distributed(leaf(logits), mesh, where), leaf(logits)
+    criterion = LogitsLoss(TERMS, shift, {})
+    loss, wanted = criterion(given, distributed(labels, mesh, where)), criterion(one, labels)
+    loss.backward()
+    wanted.backward()
+    assert_close(loss.detach(), wanted.detach(), 1e-12)
+    assert_close(whole(given.grad), one.grad, 1e-11)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_sequences_of_a_language_model(ranks, shift):
+    ranks(4, check_sequences, shift)
+
+
 def check_aux(group, layout):
     logits, target, mesh, placements = batch_of(layout)
     given = distributed(logits, mesh, placements)
@@ -293,16 +318,20 @@ def check_compiled(group, layout):
     weight = torch.rand(target.shape)
     labels, factors = (distributed(t, mesh, of_rows(placements)) for t in (target, weight))
 
+    alpha = torch.tensor(0.5, requires_grad=True)
+
+    terms = alpha * ak.NCE() + ak.NNCE()
+
     def loss(z, y, w):
-        return ak.robust_loss(z, y, TERMS, sample_weight=w)
+        return ak.robust_loss(z, y, terms, sample_weight=w, weight=torch.ones(z.shape[1]))
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     found = []
     for function in (loss, compiled):
         given = distributed(leaf(logits), mesh, placements)
         value = function(given, labels, factors)
-        value.backward()
-        found.append((value.detach(), whole(given.grad)))
+        grads = torch.autograd.grad(value, (given, alpha))
+        found.append((value.detach(), *map(whole, grads)))
     torch.testing.assert_close(*found)
 
 

@@ -163,3 +163,29 @@ def check_head_refusals(group):
 
 def test_head_refusals(ranks):
     ranks(4, check_head_refusals)
+
+
+def check_fsdp(group):
+    """A criterion that FSDP shards over the ranks that share the rows."""
+    from torch.distributed.fsdp import fully_shard
+
+    hidden, weight, bias, target = head_inputs((7, WIDTH), torch.float64)
+    mesh = mesh_of((4,))
+    criteria = []
+    for _ in range(2):
+        head = nn.Linear(WIDTH, NUM_CLASSES, dtype=torch.float64)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+        criteria.append(ak.LinearRobustLoss(head, TERMS))
+    fully_shard(criteria[0], mesh=mesh)
+    given, one = distributed(leaf(hidden), mesh, placed([0])), leaf(hidden)
+    for criterion, rows in zip(criteria, (given, one), strict=True):
+        criterion(rows, target).backward()
+    assert_close(whole(given.grad), one.grad, 1e-11)
+    for ours, wanted in zip(*(c.parameters() for c in criteria), strict=True):
+        assert_close(whole(ours.grad), wanted.grad, 1e-11)
+
+
+def test_fsdp_over_the_same_ranks(ranks):
+    ranks(4, check_fsdp)
