@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import anl_kernels.batching  # noqa: F401, its rules for vmap
 from anl_kernels import ops
 from anl_kernels.backends import reference
 from anl_kernels.backends.interface import RowOutputs
 from anl_kernels.backends.selection import load_backend
-from anl_kernels.checks import on_plain_cpu
+from anl_kernels.checks import forward_mode, on_plain_cpu
 from anl_kernels.ops import RowSpec
 from anl_kernels.terms import Terms
 
@@ -60,7 +61,8 @@ class RowLossFunction(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * (4 + len(spec))
         differentiable = torch.is_grad_enabled()
-        if ctx.grad is not None and not differentiable and not any(ctx.needs_input_grad[1:]):
+        only_logits = not any(ctx.needs_input_grad[1:])
+        if ctx.grad is not None and only_logits and not differentiable and not forward_mode():
             # Held here any longer, the gradient would be cloned by whoever accumulates it.
             grad, ctx.grad = ctx.grad, None
             scale_ = ops.scale_ if on_plain_cpu(grad) else _kernels.scale_
@@ -71,6 +73,12 @@ class RowLossFunction(torch.autograd.Function):
                 "inplace=True left the gradient where the logits were: it can be handed out once, "
                 "and not differentiated; pass inplace=False for retain_graph or create_graph"
             )
+        if forward_mode():
+            inputs = [tensor for tensor in ctx.saved_tensors if tensor is not None]
+            target = inputs.pop(1)
+            by_logits, *by_factors = _formula_gradients(grad_loss, target, *inputs, spec=spec)
+            by_weight = by_factors.pop() if len(by_factors) > 1 else None
+            return by_logits, None, by_factors[0], by_weight, *(None,) * len(spec)
         # Here too on a second backward through the one-pass form.
         saved = (grad_loss, *ctx.saved_tensors, ctx.stats, ctx.row_losses, ctx.term_losses)
         compute = RowGradientFunction.forward
@@ -184,10 +192,7 @@ class RowGradientFunction(torch.autograd.Function):
         grad_loss, logits, target, row_scale, term_weights = ctx.saved_tensors
 
         def gradients(grad_loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            def loss(logits: Tensor, row_scale: Tensor, *weights: Tensor) -> Tensor:
-                return _reference_loss(logits, target, row_scale, *weights, spec=ctx.spec)
-
-            return torch.func.vjp(loss, *inputs)[1](grad_loss)
+            return _formula_gradients(grad_loss, target, *inputs, spec=ctx.spec)
 
         weights = () if term_weights is None else (term_weights,)
         first, vjp, *_ = torch.func.vjp(gradients, grad_loss, logits, row_scale, *weights)
@@ -207,6 +212,17 @@ def _row_grad(
         _kernels.row_grad_(logits, target, upstream, stats, *spec)
         return logits.detach()
     return _kernels.row_grad(logits, target, upstream, stats, *spec)
+
+
+def _formula_gradients(
+    grad_loss: Tensor, target: Tensor, *inputs: Tensor, spec: RowSpec
+) -> tuple[Tensor, ...]:
+    """The gradients by logits, row_scale and, if given, weights as a function of all of them."""
+
+    def loss(logits: Tensor, row_scale: Tensor, *weights: Tensor) -> Tensor:
+        return _reference_loss(logits, target, row_scale, *weights, spec=spec)
+
+    return torch.func.vjp(loss, *inputs)[1](grad_loss)
 
 
 def _reference_loss(
@@ -242,7 +258,7 @@ class SoftmaxFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """``p (g - sum p g)``, by a kernel unless it is to be differentiated itself."""
         (probs,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or forward_mode():
             dim = 0 if probs.dim() == 1 else 1
             return torch._softmax_backward_data(grad, probs, dim, probs.dtype), None
         softmax_backward = ops.softmax_backward if on_plain_cpu(grad) else _kernels.softmax_backward

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
+from torch.autograd import forward_ad
 from torch.masked import MaskedTensor
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
@@ -247,6 +248,19 @@ def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
 def transforming() -> bool:
     """Whether the call is being compiled, or is inside a transform of ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def forward_mode() -> bool:
+    """Whether a forward-mode derivative is being taken, which only formulas have.
+
+    Both of ``torch.func.jvp`` and its kin and of ``torch.autograd.forward_ad``.
+    """
+    return forward_ad._current_level >= 0
+
+
+def recorded_for_others() -> bool:
+    """Whether the call is recorded for where this package, and its operators, need not be."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def on_plain_cpu(tensor: Tensor) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from anl_kernels import checks
 from anl_kernels.arguments import factors_of, local_logits
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.backends.selection import choose_backend
-from anl_kernels.checks import class_dim
+from anl_kernels.backends.selection import REFERENCE, choose_backend
+from anl_kernels.checks import class_dim, forward_mode, recorded_for_others
 from anl_kernels.execution import Call, run
 from anl_kernels.labels import is_ignored
 from anl_kernels.ops import RowSpec, encode
@@ -239,6 +239,8 @@ def _of_classes(
             f"shape {tuple(classes.shape)}; call log_prob once for each"
         )
     backend = choose_backend(logits.device.type, _CE, logits, dim)
+    if backend == REFERENCE and (forward_mode() or recorded_for_others()):
+        return _by_formula(logits, classes, ignore_index)
     return _LogProbsFunction.apply(logits, classes, ignore_index, backend)[0]
 
 
@@ -267,19 +269,14 @@ class _LogProbsFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The log-probabilities, the label, and the statistics that backward needs."""
         dim = class_dim(logits)
-        ignored = is_ignored(classes, ignore_index)
-        outside = ~ignored & ((classes < 0) | (classes >= logits.shape[dim]))
-        z = logits.gather(dim, _places(classes, logits)).to(accumulator_dtype(logits.dtype))
-        # Whatever is wrong with a row is to show in it; an ignored entry only where all are.
-        order = z.clamp(min=torch.finfo(z.dtype).min).masked_fill(ignored, -torch.inf)
-        top = order.masked_fill(outside, torch.inf).argmax(dim, keepdim=True)
+        z, top = _most_probable(logits, classes, ignore_index)
         label, z_top = classes.gather(dim, top), z.gather(dim, top)
         made = _kernels.row_loss(
             logits, label.squeeze(dim), z.new_ones(()), None, *_spec(ignore_index, backend)
         )
         below = (z - z_top).masked_fill(z == z_top, 0)  # -inf - -inf is 0 here
-        log_probs = (below - made[0].unsqueeze(dim)).masked_fill(ignored, 0)
-        return log_probs, label, made[3]
+        log_probs = below - made[0].unsqueeze(dim)
+        return log_probs.masked_fill(is_ignored(classes, ignore_index), 0), label, made[3]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -294,7 +291,7 @@ class _LogProbsFunction(torch.autograd.Function):
         logits, classes, log_probs, label, stats = ctx.saved_tensors
         ignore_index, backend = ctx.args
         grad = grad.masked_fill(is_ignored(classes, ignore_index), 0)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or forward_mode():
             return _differentiable(grad, logits, classes, ignore_index), None, None, None
         dim = class_dim(logits)
         total = grad.sum(dim, keepdim=True)
@@ -308,6 +305,28 @@ class _LogProbsFunction(torch.autograd.Function):
         values = torch.where(ignored, at_label, values).to(logits.dtype)
         places = _places(torch.where(ignored, label, classes), logits)
         return grad_logits.scatter_(dim, places, values), None, None, None
+
+
+def _most_probable(logits: Tensor, classes: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """The logits of the given classes, and the place of the label among them."""
+    dim = class_dim(logits)
+    ignored = is_ignored(classes, ignore_index)
+    outside = ~ignored & ((classes < 0) | (classes >= logits.shape[dim]))
+    z = logits.gather(dim, _places(classes, logits)).to(accumulator_dtype(logits.dtype))
+    # Whatever is wrong with a row is to show in it; an ignored entry only where all are.
+    order = z.clamp(min=torch.finfo(z.dtype).min).masked_fill(ignored, -torch.inf)
+    return z, order.masked_fill(outside, torch.inf).argmax(dim, keepdim=True)
+
+
+def _by_formula(logits: Tensor, classes: Tensor, ignore_index: int) -> Tensor:
+    """The same log-probabilities out of what PyTorch can differentiate forwards, and export."""
+    dim = class_dim(logits)
+    z, top = _most_probable(logits, classes, ignore_index)
+    label, z_top = classes.gather(dim, top), z.gather(dim, top)
+    of_label = _of_one_class(logits, label.squeeze(dim), ignore_index, None).unsqueeze(dim)
+    both_absent = (z == -torch.inf) & (z_top == -torch.inf)
+    below = (z - z_top).masked_fill((classes == label) | both_absent, 0)
+    return (below + of_label).masked_fill(is_ignored(classes, ignore_index), 0)
 
 
 def _gradient_at(

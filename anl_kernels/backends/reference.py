@@ -183,7 +183,8 @@ class ReferenceKernels:
         """See ``Backend.row_grad``."""
         if not target.numel():
             return
-        z, made = self._run(logits, target, stats[0, NUM_STATS:], request)
+        weights = stats[:, NUM_STATS:].t().reshape(-1, *target.shape)
+        z, made = self._run(logits, target, weights, request)
         grad.copy_(_gradient(z, made, row_scale))
 
     def _run(

@@ -17,6 +17,7 @@ from anl_kernels.backends.compiled import CompiledBackend
 from anl_kernels.backends.cpu import library as cpu_library
 from anl_kernels.backends.cuda import library as cuda_library
 from anl_kernels.backends.interface import Kernels
+from anl_kernels.checks import forward_mode, recorded_for_others
 from anl_kernels.settings import AUTO, settings
 from anl_kernels.terms import Terms
 
@@ -43,7 +44,8 @@ def use_backend(name: str) -> Iterator[None]:
     the reason. The setting is a context variable: it holds for the thread or the asyncio task that
     made it, and for tasks that it starts, not for other threads. A backward pass runs on the
     backend of its forward pass, in whatever thread; what ``torch.utils.checkpoint`` computes again
-    in autograd's threads needs the setting in its ``context_fn``.
+    in autograd's threads needs the setting in its ``context_fn``. Forward-mode derivatives
+    (``torch.func.jvp``, ``hessian``) are those of the reference's formulas on every backend.
 
     Raises:
         ValueError: the name is unknown.
@@ -71,6 +73,9 @@ def choose_backend(
 ) -> str:
     """The backend for tensors on a device and a sum of terms, by name.
 
+    The reference, whatever was asked for, where a forward-mode derivative is taken; and, unless
+    another was asked for, in what is recorded for others.
+
     Args:
         device_type: of the tensors, as PyTorch names it.
         terms: the sum, if it is a loss.
@@ -80,8 +85,12 @@ def choose_backend(
     Raises:
         RuntimeError: the backend asked for cannot run there.
     """
+    if forward_mode():
+        return REFERENCE
     requested = settings.backend
     if requested == AUTO:
+        if recorded_for_others():
+            return REFERENCE
         name = auto_backend(device_type, terms, logits, dim)
         if name == REFERENCE and not torch.compiler.is_compiling():
             _warn_of_reference(device_type, terms, _index(logits))

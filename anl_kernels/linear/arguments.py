@@ -172,7 +172,7 @@ def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _dtype_of_products(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
     tensors = {"linear_weight": weight} | ({} if bias is None else {"linear_bias": bias})
     kind = hidden.device.type
-    autocast = torch.is_autocast_enabled(kind)
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if autocast and torch.float64 not in (hidden.dtype, weight.dtype):
         return torch.get_autocast_dtype(kind)
     for name, tensor in tensors.items():

@@ -12,6 +12,7 @@ from anl_kernels import ops
 from anl_kernels.autograd import RowLossFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import REFERENCE
+from anl_kernels.checks import forward_mode
 from anl_kernels.labels import is_ignored
 from anl_kernels.linear.ops import HeadSpec, Specs
 from anl_kernels.sharding.collectives import CopyToShards
@@ -64,7 +65,7 @@ class LinearLossFunction(torch.autograd.Function):
             return *(None,) * _NUM_TENSORS, *nothing
         specs = Specs.of(ctx.args)
         saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or forward_mode():
             return *_differentiable(grad_loss, saved, needed, specs), *nothing
         if specs.rows.write_grad:
             # Held here any longer, a gradient would be cloned by whoever accumulates it.
@@ -135,7 +136,7 @@ def unfused_loss(
     if spec.shards is not None:
         hidden = CopyToShards.apply(hidden, spec.shards.group)
     logits = logits_of(hidden, weight, bias, specs.head)
-    if spec.backend != REFERENCE:
+    if spec.backend != REFERENCE and not forward_mode():
         loss, *_ = RowLossFunction.apply(logits, target, row_scale, term_weights, *spec)
         return loss
     made = reference.row_loss(

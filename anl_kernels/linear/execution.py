@@ -9,10 +9,12 @@ from torch import Tensor
 
 from anl_kernels import execution
 from anl_kernels.backends.selection import REFERENCE, choose_backend
+from anl_kernels.checks import forward_mode, recorded_for_others
 from anl_kernels.execution import Aux, Call
 from anl_kernels.labels import is_ignored
 from anl_kernels.linear.arguments import OF_IGNORED_ROWS, LocalHead
 from anl_kernels.linear.autograd import LinearLossFunction, logits_of
+from anl_kernels.linear.flops import register_formulas
 from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
 from anl_kernels.ops import RowSpec, encode
 from anl_kernels.sharding.collectives import CopyToShards
@@ -64,6 +66,8 @@ def run(call: LinearCall) -> tuple[Tensor, Aux]:
     # Dynamo mistakes the arguments of a Function that no gradient goes through.
     bare = torch.compiler.is_compiling() and not differentiable
     apply = torch.ops.anl_kernels.linear_loss if bare else LinearLossFunction.apply
+    if torch._C._len_torch_dispatch_stack():
+        register_formulas()
     loss, *others = apply(*tensors, *spec, *options)
     shape = head.target.shape
     made = dict(zip(ROW_OUTPUTS, others, strict=False))
@@ -75,11 +79,13 @@ def _can_be_fused(terms: Terms, backend: str) -> bool:
     """Whether operators can do it: they are told of terms by name and numbers.
 
     A user's term may hold more, such as a parameter in its formula. The transforms of
-    ``torch.func``, and compiled code on the reference backend, need autograd to see the logits.
+    ``torch.func`` need autograd to see the logits; so does what is compiled, recorded or
+    differentiated forwards on the reference backend.
     """
     if torch._C._are_functorch_transforms_active():
         return False
-    if backend == REFERENCE and torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or recorded_for_others()
+    if backend == REFERENCE and (recorded or forward_mode()):
         return False
     return all(term.may_have_kernel for term in terms.terms)
 

@@ -178,11 +178,16 @@ def _of_dtensor(
 def _regulariser(
     logits: Tensor, counted: Tensor | None, min_prob: float, group: ProcessGroup | None
 ) -> Tensor:
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or _needs_formula():
         return definition(logits, counted, min_prob, group)
     if torch.compiler.is_compiling():
         return torch.ops.anl_kernels.entropy(logits, counted, *_spec(logits, min_prob, group))[0]
     return _aliased(logits, counted, min_prob, group, owned=False)[1]
+
+
+def _needs_formula() -> bool:
+    """Whether autograd, or whoever records the call, has to see the formula."""
+    return checks.forward_mode() or checks.recorded_for_others()
 
 
 def _aliased(

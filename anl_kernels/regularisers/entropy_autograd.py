@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends.layout import one_stride
-from anl_kernels.checks import on_plain_cpu
+from anl_kernels.checks import forward_mode, on_plain_cpu
 from anl_kernels.regularisers import entropy_ops
 from anl_kernels.regularisers.entropy_formula import definition
 from anl_kernels.regularisers.entropy_ops import EntropySpec
@@ -50,7 +50,7 @@ def _with_gradient(
     if upstream is None:
         return grad
     saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or forward_mode():
         made = _differentiable(upstream, saved[0], saved[1], ctx.spec)
     elif grad is None or not owned or not one_stride(grad):
         made = _operators(saved[0]).entropy_grad(upstream, *saved, *ctx.spec)

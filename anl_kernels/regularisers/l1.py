@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.checks import FLOATING, check_dense, transforming
+from anl_kernels.checks import (
+    FLOATING,
+    check_dense,
+    forward_mode,
+    recorded_for_others,
+    transforming,
+)
 from anl_kernels.numbers import as_number, shown
 from anl_kernels.sharding.dtensor import is_dtensor
 
@@ -48,7 +54,11 @@ def l1_penalty(parameters: Iterable[Tensor] | Tensor) -> Tensor:
         >>> loss = criterion(model(x), y) + 5e-5 * ak.l1_penalty(model.parameters())
     """
     tensors = _checked(parameters)
-    return _L1Function.apply(*tensors) if tensors else torch.zeros(())
+    if not tensors:
+        return torch.zeros(())
+    # In forward mode, and where the call is recorded for others, by what PyTorch knows itself.
+    plain = forward_mode() or recorded_for_others()
+    return _L1Function.forward(*tensors) if plain else _L1Function.apply(*tensors)
 
 
 @torch.no_grad()
@@ -165,7 +175,7 @@ class _L1Function(torch.autograd.Function):
         """Signs times the upstream gradient."""
         parameters, needed = ctx.saved_tensors, ctx.needs_input_grad
         learned = [p for p, needs in zip(parameters, needed, strict=True) if needs]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or forward_mode():
             grads = iter([p.sign() * grad.to(p.device, p.dtype) for p in learned])
         else:
             grads = iter(_signs(learned, grad))
@@ -216,7 +226,8 @@ def _sum_abs(tensors: list[Tensor]) -> Tensor:
         return torch.stack(torch._foreach_norm(tensors, 1, dtype=dtype)).sum()
     # On a CPU norms are added up one element after the other: of 10^7 in float32 0.6% are lost,
     # and large ones take six times as long.
-    transformed = transforming()  # vmap has no rule for lists, and a compiler needs none
+    # vmap and forward mode have no rules for lists, and a compiler needs none.
+    transformed = transforming() or recorded_for_others() or forward_mode()
     small = [t for t in tensors if t.numel() <= _SMALL and not transformed]
     sums = [torch.stack(torch._foreach_norm(small, 1, dtype=torch.float64)).sum()] if small else []
     for tensor in tensors:

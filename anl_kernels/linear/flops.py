@@ -1,0 +1,56 @@
+"""What ``torch.utils.flop_counter.FlopCounterMode`` is told of the operators of head and loss."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from anl_kernels.linear.ops import HeadSpec, Specs
+
+_NUM_TENSORS = 6
+
+
+def register_formulas() -> None:
+    """Tell PyTorch's formulas, and the counters that run now, if anybody counts.
+
+    Not at import: their module imports Triton. A counter copies the formulas when it is made.
+    """
+    module = sys.modules.get("torch.utils.flop_counter")
+    if module is None:
+        return
+    modes = _get_current_dispatch_mode_stack()
+    counters = [m.counter for m in modes if isinstance(m, module._FlopCounterMode)]
+    for registry in (module.flop_registry, *(counter.flop_registry for counter in counters)):
+        for operator, formula in _FORMULAS.items():
+            registry.setdefault(operator, formula)
+
+
+def _linear_loss(*args: Any, out_val: Any = None, **_: Any) -> int:
+    specs = Specs.of(args[_NUM_TENSORS:])
+    gradients = _num_gradients(specs.head) if specs.rows.write_grad else 0
+    return _products(1 + gradients, args[0], specs.head)
+
+
+def _linear_grad(*args: Any, out_val: Any = None, **_: Any) -> int:
+    head = Specs.of(args[_NUM_TENSORS:]).head
+    return _products(1 + _num_gradients(head), args[0], head)
+
+
+def _num_gradients(head: HeadSpec) -> int:
+    """How many of the gradients are products: the bias's is a sum."""
+    return head.needs_hidden + head.needs_weight
+
+
+def _products(count: int, hidden: torch.Tensor, head: HeadSpec) -> int:
+    """Of (N, D), (K, D) and (N, K): of all rows, whichever are ignored."""
+    num_rows, hidden_size = hidden.shape
+    return 2 * num_rows * hidden_size * head.num_classes * count
+
+
+_FORMULAS = {
+    torch.ops.anl_kernels.linear_loss: _linear_loss,
+    torch.ops.anl_kernels.linear_grad: _linear_grad,
+}
