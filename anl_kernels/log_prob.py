@@ -77,6 +77,7 @@ def log_prob(
         >>> others = ak.log_prob(logits, torch.randint(num_classes, (len(logits), 5)))  # (N, 5)
     """
     checks.check_floating_logits(logits)
+    checks.check_dense("classes", classes)
     ignore_index = check_ignore_index(ignore_index)
     dim = class_dim(logits)
     logits, shards, rows, num_classes = local_logits(logits, process_group, num_classes)

@@ -4,12 +4,14 @@ import copy
 import pickle
 from dataclasses import FrozenInstanceError, fields
 
+import numpy as np
 import pytest
 import torch
 
 import anl_kernels as ak
 from anl_kernels.terms import REGISTRY, Terms, as_terms, decode_terms
 from tests.cases import CASES, TERMS, over
+from tests.helpers import loss_and_grad
 
 
 def items(terms):
@@ -40,6 +42,71 @@ def test_builtin_sum():
     assert sum([ak.NCE()]) == as_terms(ak.NCE())
 
 
+def test_subtraction_negation_and_division():
+    assert items(ak.CE() - 2 * ak.MAE()) == [(1.0, ak.CE()), (-2.0, ak.MAE())]
+    assert items(-ak.CE()) == [(-1.0, ak.CE())]
+    assert items(-(ak.CE() - ak.MAE())) == [(-1.0, ak.CE()), (1.0, ak.MAE())]
+    assert items((49 * ak.CE() + ak.MAE()) / 49) == [(1.0, ak.CE()), (1 / 49, ak.MAE())]
+    learned = torch.tensor(4.0, requires_grad=True)
+    ((weight, _),) = items(ak.CE() / learned)
+    assert weight.item() == 0.25
+    assert weight.requires_grad
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, np.int64(0)])
+@pytest.mark.parametrize("terms", [ak.CE(), ak.CE() + 2 * ak.MAE()], ids=["term", "sum"])
+def test_zero_is_the_empty_sum(terms, zero):
+    same, negative = items(terms), items(-terms)
+    assert items(terms + zero) == items(zero + terms) == items(terms - zero) == same
+    assert items(zero - terms) == negative
+
+
+@pytest.mark.parametrize("terms", [ak.CE(), ak.CE() + 2 * ak.MAE()], ids=["term", "sum"])
+@pytest.mark.parametrize("number", [np.float32(2), np.int64(2), np.array(2.0)])
+def test_numbers_of_numpy_do_not_take_a_sum_for_an_array(terms, number):
+    assert number * terms == terms * number == 2 * terms
+    assert terms / number == terms / 2
+    assert all(type(factor) is float for factor in (number * terms).factors)
+
+
+@pytest.mark.parametrize("terms", [ak.CE(), ak.CE() + 2 * ak.MAE()], ids=["term", "sum"])
+@pytest.mark.parametrize(
+    ("compute", "fragments"),
+    [
+        (lambda t: 2 / t, ["divisor", "2 /", "multiply"]),
+        (lambda t: t / t, ["weight", "CE", "number"]),
+        (lambda t: t * t, ["weight", "CE", "number", "+"]),
+        (lambda t: t * "2", ["weight", "'2'", "float()"]),
+        (lambda t: None * t, ["weight", "None", "float()"]),
+        (lambda t: True * t, ["weight", "True", "float()"]),
+        (lambda t: [2.0] * t, ["weight", "[2.0]", "float()"]),
+        (lambda t: np.ones(2) * t, ["weight", "shape (2,)", "float()"]),
+        (lambda t: t - 1, ["term", "1", "2.0 * ak.CE()"]),
+        (lambda t: 1 - t, ["term", "1", "2.0 * ak.CE()"]),
+        (lambda t: t + False, ["term", "False", "2.0 * ak.CE()"]),
+    ],
+)
+def test_what_is_no_algebra(terms, compute, fragments):
+    with pytest.raises(TypeError) as caught:
+        compute(terms)
+    assert [word for word in fragments if word not in str(caught.value)] == []
+
+
+def test_division_by_zero():
+    with pytest.raises(ValueError, match="divided by 0"):
+        ak.CE() / 0
+
+
+def test_a_negative_weight_on_every_backend(backend, device):
+    logits = torch.randn(4, 7, dtype=torch.float64, device=device)
+    target = torch.tensor([0, 3, 6, -100], device=device)
+    first, second = 2.0 * ak.GCE() + ak.NCE(), ak.NNCE() + ak.CE(0.1)
+    loss, grad = loss_and_grad(logits, target, first - second / 4)
+    parts = [loss_and_grad(logits, target, terms) for terms in (first, second)]
+    torch.testing.assert_close(loss, parts[0][0] - parts[1][0] / 4)
+    torch.testing.assert_close(grad, parts[0][1] - parts[1][1] / 4)
+
+
 def test_repeated_terms_are_kept():
     assert len(ak.NCE() + ak.NCE()) == 2
 
@@ -53,6 +120,9 @@ def test_repr_reads_as_written():
     assert (
         repr(5.0 * ak.NCE() + 0.1 * ak.GCE(0.5)) == "5.0 * NCE() + 0.1 * GCE(q=0.5, min_prob=0.0)"
     )
+    difference = 0.5 * ak.NCE() - 0.1 * ak.MAE() - ak.CE()
+    assert repr(difference) == "0.5 * NCE() - 0.1 * MAE() - 1.0 * CE(label_smoothing=0.0)"
+    assert eval(repr(-difference), vars(ak)) == -difference
     assert "tensor" in repr(torch.tensor(2.0) * ak.NCE())
 
 
