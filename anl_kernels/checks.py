@@ -30,8 +30,10 @@ def check_labels() -> Iterator[None]:
     """Check every label in this context, on GPUs too, where it costs a synchronisation.
 
     Outside, a label out of range on a GPU makes its row's loss and gradient NaN; on a CPU it
-    always raises IndexError. The setting is a context variable, as :func:`use_backend`'s is;
-    ``ANL_KERNELS_CHECK_LABELS=1`` in the environment does the same for a whole process.
+    always raises IndexError. Compiled code and transforms of ``torch.func`` raise where other code
+    does, when they run; an exported program does not. The setting is a context variable, as
+    :func:`use_backend`'s is; ``ANL_KERNELS_CHECK_LABELS=1`` in the environment does the same for a
+    whole process.
     """
     previous = settings.check_labels
     settings.check_labels = True
@@ -129,21 +131,28 @@ def check_labels_in_range(
     """Raise IndexError naming the first label that is neither a class nor ``ignore_index``.
 
     On a CPU always; elsewhere only on request, since it waits for the device. Not where no value
-    may decide what runs: in compiled and traced code, functorch transforms and dispatch modes. The
-    row is NaN there.
+    may decide what runs: in traced code and dispatch modes, where the row is NaN, and in compiled
+    code and functorch transforms, which :mod:`anl_kernels.watched` is for.
 
     Returns:
         How many labels are not ``ignore_index``, where the check has counted them.
     """
     on_request = target.device.type == "cpu" or settings.check_labels
-    if not on_request or not target.numel():
+    if not on_request or (not on_plain_cpu(target) and _watched(target)):
+        return None
+    return find_wrong_label(target, num_classes, ignore_index, argument)
+
+
+def find_wrong_label(
+    target: Tensor, num_classes: int, ignore_index: int, argument: str
+) -> int | None:
+    """As :func:`check_labels_in_range`, whatever the device and the settings."""
+    if not target.numel():
         return None
     if on_plain_cpu(target):
         counted, first = torch.ops.anl_kernels_cpu.scan_labels(target, num_classes, ignore_index)
         if first < 0:
             return counted
-    elif _watched(target):
-        return None
     outside = ((target < 0) | (target >= num_classes)) & ~is_ignored(target, ignore_index)
     if not outside.any():
         return None

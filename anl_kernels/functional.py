@@ -33,6 +33,7 @@ from anl_kernels.sharding.dtensor import (
 )
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import NCE, NNCE, Term, Terms
+from anl_kernels.watched import watched_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,6 +111,7 @@ def robust_loss(
     logits, shards, rows, num_classes = local_logits(given, process_group, num_classes)
     target = of_rows("target", target, rows)
     checks.check_target(target, logits)
+    target = watched_labels(target, num_classes, ignore_index)
     factors = factors_of(
         terms,
         logits,

@@ -22,6 +22,7 @@ from anl_kernels.sharding.dtensor import of_all, of_rows
 from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE
+from anl_kernels.watched import watched_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -86,6 +87,7 @@ def log_prob(
     classes = of_rows("classes", classes, rows)
     several = _check_classes(classes, logits)
     checks.check_labels_in_range(classes, num_classes, ignore_index, "classes")
+    classes = watched_labels(classes, num_classes, ignore_index, "classes")
     made = _of_classes(logits, classes, several, ignore_index, shards)
     return made if rows is None else rows.spread(made)
 
@@ -175,6 +177,7 @@ class LogProbLoss(nn.Module):
         )
         target = of_rows("target", target, rows)
         checks.check_target(target, logits)
+        target = watched_labels(target, num_classes, self.ignore_index)
         factors = factors_of(
             _LOG_P,
             logits,

@@ -30,7 +30,7 @@ from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE, Terms, decode_terms
 from anl_kernels.terms.symbols import as_tensor, known
 
-_library = torch.library.Library("anl_kernels", "DEF")
+library = torch.library.Library("anl_kernels", "DEF")
 
 
 class RowSpec(NamedTuple):
@@ -119,8 +119,8 @@ def operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     name = signature.partition("(")[0]
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        _library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, implementation, "CompositeExplicitAutograd")
+        library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, implementation, "CompositeExplicitAutograd")
         return implementation
 
     return register
@@ -128,7 +128,7 @@ def operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated function what an operator answers where there is no data."""
-    return torch.library.register_fake(f"anl_kernels::{name}", lib=_library)
+    return torch.library.register_fake(f"anl_kernels::{name}", lib=library)
 
 
 def encode(terms: Terms) -> tuple[str, list[float], Tensor | None]:

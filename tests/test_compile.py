@@ -1,5 +1,6 @@
 """``torch.compile(fullgraph=True)`` gives what eager gives, for any number of rows."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import anl_kernels as ak
 from tests.cases import CASES, over
+from tests.cases import TERMS as ALL_TERMS
 from tests.helpers import loss_and_grad, random_rows
 
 TERMS = CASES["ANL-CE"]
@@ -195,14 +197,227 @@ def test_softmax(backend, device):
     torch.testing.assert_close(grad, wanted)
 
 
-# Fails as test_aux does.
-def test_a_wrong_label_is_not_checked_but_is_nan(kernels, device):
-    """No value may decide what compiled code runs."""
+def losses_of(logits, target):
+    return ak.robust_loss(logits, target, TERMS, reduction="none")
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_wrong_label_raises(compiler, backend, device):
+    """As in eager code: always on a CPU, and where asked for on a GPU; back again afterwards."""
     logits, target = random_rows(3, 5, torch.float32, device)
-    target[1] = 7
-    loss = torch.compile(
-        lambda z, y: ak.robust_loss(z, y, TERMS, reduction="none"),
-        fullgraph=True,
-        backend="aot_eager",
+    wrong = target.clone()
+    wrong[1] = 7
+    loss = torch.compile(losses_of, fullgraph=True, backend=compiler)
+    with ak.check_labels():
+        with pytest.raises(IndexError, match=r"target\[1\] is 7, outside \[0, 5\).*-100"):
+            loss(logits, wrong)
+        torch.testing.assert_close(loss(logits, target), losses_of(logits, target))
+    if device.type == "cuda":
+        assert loss(logits, wrong).isnan().tolist() == [False, True, False]
+    else:
+        with pytest.raises(IndexError, match=r"target\[1\]"):
+            loss(logits, wrong)
+
+
+LABELLED = {
+    "log_prob": lambda z, y: ak.log_prob(z, y),
+    "log_probs": lambda z, y: ak.log_prob(z, torch.stack([y, y], 1)),
+    "LogProbLoss": lambda z, y: ak.LogProbLoss(lambda log_p: -log_p)(z, y),
+    "entropy": lambda z, y: ak.EntropyRegularisedLoss(ak.RobustLoss(TERMS), 1.0)(z, y),
+    "negative-learning": lambda z, y: ak.recipes.NegativeLearning(5).to(z.device)(z, y),
+    "truncated": lambda z, y: ak.recipes.TruncatedGCE(3).to(z.device)(
+        z, y, torch.arange(3, device=z.device)
+    ),
+    "int32": lambda z, y: ak.robust_loss(z, y.int(), TERMS, ignore_index=2),
+}
+
+
+@pytest.mark.parametrize("function", LABELLED.values(), ids=list(LABELLED))
+def test_a_wrong_label_raises_at_every_door(function, device):
+    logits, target = random_rows(3, 5, torch.float32, device)
+    target[2] = -3
+    with ak.check_labels(), pytest.raises(IndexError, match=r"\[2(, 0)?\] is -3"):
+        torch.compile(function, fullgraph=True, backend="aot_eager")(logits, target)
+
+
+def scheduled(t):
+    """A sum of terms whose numbers all move."""
+    return (5 * t + 1) * ak.NCE() + (2 - t) * ak.GCE(q=0.1 + t) + t * ak.NNCE(min_prob=1e-3 * t)
+
+
+class Held:
+    terms = scheduled(0.5)
+
+
+def annealed_argument():
+    return (lambda z, y, terms: ak.robust_loss(z, y, terms)), lambda f, z, y, t: f(
+        z, y, scheduled(t)
     )
-    assert loss(logits, target).isnan().tolist() == [False, True, False]
+
+
+def annealed_number():
+    """Floats of which terms are made inside; one of them by a named function."""
+
+    def loss(z, y, t):
+        terms = t * ak.NCE() + ak.AGCE(1 + t, t) + ak.ZLoss() * (0.1 * t)
+        named = ak.anl(z, y, alpha=t, beta=1 + t, min_prob=0.01 * t, class_scale=2 * t)
+        return named + ak.robust_loss(z, y, terms)
+
+    return loss, lambda f, z, y, t: f(z, y, t)
+
+
+def annealed_module():
+    criterion = ak.ActiveNegativeLoss(class_scale=0.5)
+
+    def call(f, z, y, t):
+        criterion.terms, criterion.options["class_scale"] = scheduled(t), t
+        return f(z, y)
+
+    return criterion, call
+
+
+def annealed_beside_a_learned_weight():
+    weight = torch.tensor(2.0, requires_grad=True)
+    criterion = ak.RobustLoss(weight * ak.NCE())
+
+    def call(f, z, y, t):
+        criterion.terms = t * (weight * ak.NCE()) + scheduled(t)
+        return f(z, y)
+
+    return criterion, call
+
+
+def annealed_closure():
+    terms = scheduled(0.5)
+
+    def call(f, z, y, t):
+        nonlocal terms
+        terms = scheduled(t)
+        return f(z, y)
+
+    return (lambda z, y: ak.robust_loss(z, y, terms, reduction="sum")), call
+
+
+def annealed_global():
+    def call(f, z, y, t):
+        Held.terms = scheduled(t)
+        return f(z, y)
+
+    return (lambda z, y: ak.robust_loss(z, y, Held.terms, return_aux=True)[0]), call
+
+
+def annealed_recipe():
+    criterion = ak.recipes.TruncatedGCE(4)
+
+    def call(f, z, y, t):
+        criterion.terms, criterion.loss_at_k = 1.0 * ak.GCE(t), t
+        return f(z, y, torch.arange(4, device=y.device))
+
+    return criterion, call
+
+
+def annealed_head():
+    return (
+        lambda z, y, q: ak.LogProbLoss(lambda log_p: -torch.expm1(q * log_p) / q)(z, y),
+        lambda f, z, y, t: f(z, y, t),
+    )
+
+
+def annealed_regulariser():
+    criterion = ak.EntropyRegularisedLoss(ak.RobustLoss(scheduled(0.5)), weight=1.0)
+
+    def call(f, z, y, t):
+        criterion.weight, criterion.criterion.terms = t, scheduled(t)
+        return f(z, y)
+
+    return criterion, call
+
+
+ANNEALED = [value for name, value in list(globals().items()) if name.startswith("annealed_")]
+
+
+def assert_one_graph(make, num_values, device, compiler="aot_eager"):
+    """The first value's graph, and one for all that follow; values and gradients as eager's."""
+    function, call = make()
+    if isinstance(function, torch.nn.Module):
+        function.to(device)
+    count = torch._dynamo.testing.CompileCounterWithBackend(compiler)
+    compiled = torch.compile(function, fullgraph=True, backend=count)
+    logits, target = random_rows(4, 7, torch.float32, device)
+    for step in range(1, num_values + 1):
+        t = step / (num_values + 1)
+        ours, wanted = (
+            compiled_loss_and_grad(lambda z, f=f, t=t: call(f, z, target, t), logits)
+            for f in (compiled, function)
+        )
+        assert_same(ours, wanted)
+    assert count.frame_count <= 2
+
+
+@pytest.mark.parametrize("make", ANNEALED, ids=[make.__name__ for make in ANNEALED])
+def test_a_schedule_is_one_graph(make, device):
+    assert_one_graph(make, 50, device)
+
+
+@pytest.mark.parametrize("make", ANNEALED[:3], ids=[make.__name__ for make in ANNEALED[:3]])
+def test_a_schedule_is_one_graph_on_every_backend(make, backend, device):
+    assert_one_graph(make, 9, device)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS[1:])
+def test_a_schedule_is_one_graph_of_inductor(compiler, device):
+    assert_one_graph(annealed_module, 9, device, compiler)
+
+
+SCHEDULES = {
+    "CE": lambda t: ak.CE(0.5 * t),
+    "NNCE": lambda t: ak.NNCE(0.1 * t, 0.9 + 0.05 * t),
+    "FL": lambda t: ak.FL(0.5 + t, detach_weight=False),
+    "NFL": lambda t: ak.NFL(0.5 + t),
+    "NNFL": lambda t: ak.NNFL(0.5 + t, 0.1 * t),
+    "GCE": lambda t: ak.GCE(t, 0.1 * t),
+    "RCE": lambda t: ak.RCE(0.1 * t, 0.1 * t),
+    "AGCE": lambda t: ak.AGCE(1 + t, 0.5 + t),
+    "AUL": lambda t: ak.AUL(1.5 + t, 0.5 + t),
+    "AEL": lambda t: ak.AEL(1 + t),
+    "NGCE": lambda t: ak.NGCE(0.1 + t, 0.1 * t),
+    "AMSE": lambda t: ak.AMSE(1 + t),
+}
+
+
+def test_every_term_with_numbers_has_a_schedule():
+    numbered = {type(term).__name__ for term in ALL_TERMS.values() if dataclasses.fields(term)}
+    assert numbered == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("chosen", ["reference", "auto"])
+@pytest.mark.parametrize("terms_at", SCHEDULES.values(), ids=list(SCHEDULES))
+def test_a_schedule_of_every_term(terms_at, chosen, device):
+    """The reference's formulas are traced, and must not make a number a constant either."""
+
+    def make():
+        return (lambda z, y, terms: ak.robust_loss(z, y, terms)), lambda f, z, y, t: f(
+            z, y, terms_at(t)
+        )
+
+    with ak.use_backend(chosen):
+        assert_one_graph(make, 4, device)
+
+
+def test_a_whole_number_may_move(device):
+    def make():
+        return (
+            lambda z, y, n: ak.robust_loss(z, y, n * ak.MAE() + ak.AGCE(a=n, q=2)),
+            lambda f, z, y, t: f(z, y, round(20 * t)),
+        )
+
+    assert_one_graph(make, 9, device)
+
+
+def test_a_bad_number_raises_in_the_middle_of_a_schedule(device):
+    logits, target = random_rows(4, 7, torch.float32, device)
+    loss = torch.compile(lambda z, y, q: ak.robust_loss(z, y, ak.GCE(q)), backend="aot_eager")
+    for q in (0.5, 0.6, 0.7):
+        loss(logits, target, q)
+    with pytest.raises(ValueError, match=r"GCE: q must be.*-0\.1"):
+        loss(logits, target, -0.1)

@@ -22,6 +22,7 @@ OPERATORS = {
     "softmax",
     "softmax_backward",
     "pack_params",
+    "watched_labels",
 }
 CHECKED_ELSEWHERE = {
     *("linear_loss", "linear_grad"),  # tests/linear
@@ -92,6 +93,18 @@ NUMBERS = torch.tensor(TERMS.params, dtype=torch.float64)
 def in_a_tensor(spec):
     """As compiled code hands over numbers that change between calls."""
     return spec._replace(params=[], numbers=NUMBERS)
+
+
+def test_watched_labels(device):
+    """Hands on a copy, or raises; within vmap too."""
+    target = torch.tensor([[0, 4], [-100, 2]], device=device)
+    args = (5, -100, "classes")
+    opcheck(OPS.watched_labels, (target, *args))
+    made = torch.func.vmap(lambda labels: OPS.watched_labels(labels, *args), 1, 1)(target)
+    assert torch.equal(made, target)
+    for check in (OPS.watched_labels, torch.func.vmap(OPS.watched_labels, (0, None, None, None))):
+        with pytest.raises(IndexError, match=r"classes\[0, 1\] is 4, outside \[0, 3\)"):
+            check(target, 3, *args[1:])
 
 
 def test_pack_params():

@@ -24,6 +24,7 @@ from anl_kernels.options import Reduction, check_ignore_index
 from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms
+from anl_kernels.watched import watched_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -93,6 +94,8 @@ def linear_robust_loss(
     """
     aux, ignore_index = check_aux(return_aux), check_ignore_index(ignore_index)
     head = local_head(hidden, linear_weight, linear_bias, target, process_group, num_classes)
+    labels = watched_labels(head.target, head.num_classes, ignore_index)
+    head = head._replace(target=labels)
     like = head.hidden.new_empty((0,), dtype=head.dtype)
     factors = factors_of(
         terms,

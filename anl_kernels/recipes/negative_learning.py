@@ -16,6 +16,7 @@ from anl_kernels.numbers import as_int, shown
 from anl_kernels.options import check_ignore_index
 from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
 from anl_kernels.sharding.dtensor import is_dtensor
+from anl_kernels.watched import watched_labels
 
 Stage = Literal["nl", "selnl", "selpl"]
 
@@ -127,6 +128,7 @@ class NegativeLearning(nn.Module):
             TypeError, IndexError: as :func:`anl_kernels.log_prob`, or index is not that.
         """
         self._check_call(logits, target, index)
+        target = watched_labels(target, self.num_classes, self.ignore_index)
         dim = class_dim(logits)
         counted = ~is_ignored(target, self.ignore_index)
         classes = target.unsqueeze(dim)

@@ -177,11 +177,87 @@ def test_accumulation(head):
     assert_same([t.grad for t in leaves.parameters], fused(head, TERMS, **chunks_of(3, head))[1:])
 
 
-def test_a_wrong_label_is_not_checked_but_is_nan(head):
-    """No value may decide what compiled code runs."""
+def test_a_wrong_label_raises(head, backend):
     head.target[1] = 9
-    losses = compiled(loss_of(reduction="none"))(*head)
-    assert losses.isnan().nonzero().tolist() == [[1]]
+    loss = compiled(loss_of(reduction="none"))
+    with ak.check_labels(), pytest.raises(IndexError, match=r"target\[1\] is 9"):
+        loss(*head)
+    if head.target.is_cuda:
+        assert loss(*head).isnan().nonzero().tolist() == [[1]]
+
+
+def scheduled(t):
+    return (5 * t + 1) * ak.NCE() + ak.GCE(q=t) + (1 - t) * ak.NNCE(min_prob=1e-3 * t)
+
+
+def annealed_argument(head):
+    def loss(terms, hidden, weight, bias, target):
+        return ak.linear_robust_loss(hidden * 1, weight, target, terms, bias, chunk_bytes=100)
+
+    return loss, lambda function, leaves, t: function(scheduled(t), *leaves)
+
+
+def annealed_number(head):
+    def loss(t, hidden, weight, bias, target):
+        terms = t * ak.NCE() + ak.GCE(q=t)
+        return ak.linear_robust_loss(hidden * 1, weight, target, terms, bias, class_scale=2 * t)
+
+    return loss, lambda function, leaves, t: function(t, *leaves)
+
+
+def annealed_module(head):
+    linear = torch.nn.Linear(6, 9, device=head.hidden.device)
+    criterion = ak.LinearRobustLoss(linear, scheduled(0.5))
+
+    def call(function, leaves, t):
+        criterion.terms = scheduled(t)
+        return function(leaves.hidden, leaves.target) + 0 * (
+            leaves.weight.sum() + leaves.bias.sum()
+        )
+
+    return criterion, call
+
+
+def annealed_closure(head):
+    terms = scheduled(0.5)
+
+    def call(function, leaves, t):
+        nonlocal terms
+        terms = scheduled(t)
+        return function(*leaves)
+
+    return (lambda *leaves: loss_of(terms)(*leaves)), call
+
+
+ANNEALED = [annealed_argument, annealed_number, annealed_module, annealed_closure]
+
+
+def assert_one_graph(make, num_values, head, compiler="aot_eager"):
+    count = torch._dynamo.testing.CompileCounterWithBackend(compiler)
+    function, call = make(head)
+    ours = compiled(function, count)
+    for step in range(1, num_values + 1):
+        t = step / (num_values + 1)
+        made, wanted = (
+            with_gradients(lambda *leaves, f=f, t=t: call(f, type(head)(*leaves), t), head)
+            for f in (ours, function)
+        )
+        assert_same(made, wanted)
+    assert count.frame_count <= 2
+
+
+@pytest.mark.parametrize("make", ANNEALED, ids=[make.__name__ for make in ANNEALED])
+def test_a_schedule_is_one_graph(make, head):
+    assert_one_graph(make, 50, head)
+
+
+def test_a_schedule_is_one_graph_on_every_backend(backend, head):
+    assert_one_graph(annealed_module, 9, head)
+
+
+@needs_compiler
+def test_a_schedule_is_one_graph_of_inductor(head):
+    assert_one_graph(annealed_module, 5, head, compiler="inductor")
 
 
 def test_a_compiled_loss_beside_an_eager_one(head):
