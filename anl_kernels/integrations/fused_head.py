@@ -1,7 +1,7 @@
 """A causal LM of transformers whose head is fused with its loss: hooks on the model and its head.
 
-The model's own forward runs. Its head, when labels are there, keeps the hidden states and returns a
-stand-in for logits, and the model's loss function computes the loss of what the head has kept.
+The model's own forward runs. Its head, when labels are there, keeps the hidden states and returns
+:class:`NoLogits`, and the model's loss function computes the loss of what the head has kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anl_kernels.integrations.items import ItemLoss, LogitsLoss, next_labels
-from anl_kernels.integrations.logit_law import LogitLaw, law_of, probes_like
+from anl_kernels.integrations.logit_law import LogitLaw, NoLogits
 from anl_kernels.integrations.model_loss import calls_loss_function, owners_of_hooks
 from anl_kernels.integrations.shift import Shift, ask_for_shift
 from anl_kernels.integrations.watch import Watch, check_forward, has_labels, place_of_labels
@@ -57,10 +57,9 @@ class FusedHead:
         shared = {k: v for k, v in options.items() if k in LossOptions.__annotations__}
         self.of_logits = LogitsLoss(terms, shared)
         self.fuse_in_eval = fuse_in_eval
-        self.law: LogitLaw | None = None
+        self.law = LogitLaw()
         self.active = False
         self.hidden: Tensor | None = None
-        self.stand_in: Tensor | None = None
         self.watch = Watch("unpatch_model")
         self.shift: Shift = "auto" if model.config.is_encoder_decoder else True
         self.place_of_labels = place_of_labels(model)
@@ -92,7 +91,7 @@ class FusedHead:
                 "one process for each GPU (torchrun, accelerate launch), or show it one GPU only"
             )
         labelled = has_labels(self.place_of_labels, args, kwargs)
-        self.hidden = self.stand_in = None
+        self.hidden = None
         self.active = labelled and (model.training or self.fuse_in_eval)
         if self.active and model.loss_function is not self:
             self.active = False
@@ -114,15 +113,16 @@ class FusedHead:
         self.hidden = args[0]
         return (args[0][:0],)
 
-    def after_head(self, head: nn.Module, args: Any, logits: Tensor) -> Tensor | None:
-        """In the place of logits nothing, or probes for what the model does to them."""
-        if not self.active:
+    def after_head(self, head: nn.Module, args: Any, logits: Tensor) -> NoLogits | None:
+        """In the place of logits what notes what the model does to them."""
+        if self.hidden is None:
             return None
-        return logits.new_empty((1, 0, 1)) if self.law else probes_like(logits)
+        shape = torch.Size((*self.hidden.shape[:-1], logits.shape[-1]))
+        return NoLogits(self.name, logits, shape, LogitLaw())
 
     def __call__(
         self,
-        logits: Tensor,
+        logits: Tensor | NoLogits,
         labels: Tensor | None,
         *_: Any,
         num_items_in_batch: Tensor | int | None = None,
@@ -132,11 +132,12 @@ class FusedHead:
         """The loss of the hidden states that the head was given, or of logits if there are any."""
         self.watch.call()
         if not self.active:
+            assert isinstance(logits, Tensor)
             return self.of_logits(
                 logits, labels, num_items_in_batch, shift_labels, shift=self.shift
             )
         hidden = self.hidden
-        if hidden is None:
+        if hidden is None or not isinstance(logits, NoLogits):
             raise RuntimeError(
                 f"the head of {self.name} was not called: was it replaced (new embeddings, LoRA) "
                 f"after patch_model? Call unpatch_model before that, and patch_model after it"
@@ -146,8 +147,7 @@ class FusedHead:
                 f"the head of {self.name} is offloaded: its weight is there for calls of the head "
                 f"alone; keep the head on its device, or call unpatch_model"
             )
-        self.stand_in = logits
-        law = self.law or self._learn(logits)
+        self._apply(logits)
         if shift_labels is None:
             assert labels is not None  # or this forward would not be active
             if self.shift == "auto":
@@ -163,34 +163,40 @@ class FusedHead:
             )
         rows = hidden.reshape(-1, hidden.shape[-1]).to(self.head.weight.device)
         target = shift_labels.to(rows.device).reshape(-1)
-        return self.loss(rows if law.scale == 1 else rows * law.scale, target, num_items_in_batch)
+        scale = self.law.scale
+        return self.loss(rows if scale == 1 else rows * scale, target, num_items_in_batch)
 
     def after_model(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Take the stand-in for logits out of the output."""
-        active, stand_in = self.active, self.stand_in
-        self.active, self.hidden, self.stand_in = False, None, None
+        """Take what stands for logits out of the output."""
+        active = self.active
+        self.active, self.hidden = False, None
         self.watch.after(model, output)
         if not active or output is None:  # as after an exception
             return None
         if isinstance(output, tuple):
-            return output if stand_in is None else _without(stand_in, output)
-        return type(output)(**{**output, "logits": None})
+            return tuple(value for value in output if not isinstance(value, NoLogits))
+        without = {k: None if isinstance(v, NoLogits) else v for k, v in output.items()}
+        return type(output)(**without)
 
-    @torch.compiler.disable
-    def _learn(self, probed: Tensor) -> LogitLaw:
-        """What the model does to its logits, for this forward and those to come."""
+    def _apply(self, logits: NoLogits) -> None:
+        """Do what the model has done to its logits."""
         losses = self.loss.mean, self.loss.total
         num_classes = losses[0].options.get("num_classes") or self.head.out_features
-        law = law_of(probed, self.name, num_classes)
-        if law.scale != 1 and self.head.bias is not None:
+        if logits.shape[-1] < num_classes:
             raise ValueError(
-                f"{self.name} multiplies its logits by {law.scale} after a bias, which patch_model "
-                f"does not know; use compute_loss_func or loss_function"
+                f"{self.name} drops the columns of its logits from {logits.shape[-1]} on; pass "
+                f"num_classes={logits.shape[-1]}"
+            )
+        if logits.law == self.law:
+            return
+        if logits.law.scale != 1 and self.head.bias is not None:
+            raise ValueError(
+                f"{self.name} multiplies its logits by {logits.law.scale} after a bias, which "
+                f"patch_model does not know; use compute_loss_func or loss_function"
             )
         for criterion in losses:
-            criterion.options["logit_softcap"] = law.softcap
-        self.law = law
-        return law
+            criterion.options["logit_softcap"] = logits.law.softcap
+        self.law = logits.law
 
 
 def check_model(model: PreTrainedModel) -> str:
@@ -215,14 +221,6 @@ def _checked_name(model: PreTrainedModel) -> str:
             f"model by model.loss_function, as those of transformers do"
         )
     return name
-
-
-def _without(stand_in: Tensor, output: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Another tensor of its shape is the stand-in too: accelerate converts outputs to float32."""
-    same = [value is stand_in for value in output]
-    if not any(same):
-        same = [isinstance(v, Tensor) and v.shape == stand_in.shape for v in output]
-    return tuple(value for value, is_it in zip(output, same, strict=True) if not is_it)
 
 
 @cache

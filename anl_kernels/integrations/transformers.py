@@ -174,8 +174,8 @@ def patch_model(
     **A forward with labels then returns no logits**: its output, of the model's own class, has
     ``logits=None``. Without labels, as in generation, nothing changes. The model's forward is run
     as it is, all but its head: what it adds to the loss, and ``num_items_in_batch``, keep their
-    effect. What it does to logits is found out in the first forward, which waits for the device:
-    a factor (Cohere, Granite) and a softcap (Gemma 2) are fused too, anything else is an error.
+    effect. What it does to logits is noted in every forward: a factor (Cohere, Granite) and a
+    softcap (Gemma 2) are fused too, anything else, before the loss or after it, is an error.
 
     **A loss that somebody takes away is an error**, as with :func:`set_loss_function`.
 
@@ -202,7 +202,7 @@ def patch_model(
             weights, or an option is unknown.
         ValueError: an option has a value it cannot have, or the model is patched already. By a
             forward, if labels do not fit the hidden states (with ``logits_to_keep``), or if the
-            model does to its logits what is not understood.
+            model needs logits for anything else (a z-loss of its own).
         RuntimeError: as :func:`set_loss_function`.
 
     Example:
