@@ -49,7 +49,7 @@ class FusedHead:
         self.name = _checked_name(model)
         if "logit_softcap" in options:
             raise TypeError("logit_softcap is no option here: the model's own is used")
-        self.head = model.get_output_embeddings()
+        self.head = _head_of(model)
         try:
             self.loss = ItemLoss(partial(LinearRobustLoss, self.head, terms), options)
         except TypeError as error:
@@ -99,10 +99,23 @@ class FusedHead:
                 f"loss_function of a patched {self.name} was changed or deleted; call "
                 f"unpatch_model to have that loss, and patch_model after it for another"
             )
+        if self.active:
+            self._check_head(model)
         self.watch.before(model, labelled)
         # A logger would break the graph.
         if self.active and not model.training and not torch.compiler.is_compiling():
             _tell_that_there_are_no_logits()
+
+    def _check_head(self, model: Any) -> None:
+        if _head_of(model) is self.head:
+            return
+        self.active = False
+        raise RuntimeError(
+            f"the head of {self.name} was replaced after patch_model, by "
+            f"{_kind(model.get_output_embeddings())} (LoRA on the head, modules_to_save, new "
+            f"embeddings); call unpatch_model before that, and patch_model after it, or take the "
+            f"head out of target_modules"
+        )
 
     def before_head(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         """Keep the hidden states, and give the head nothing to do."""
@@ -139,8 +152,9 @@ class FusedHead:
         hidden = self.hidden
         if hidden is None or not isinstance(logits, NoLogits):
             raise RuntimeError(
-                f"the head of {self.name} was not called: was it replaced (new embeddings, LoRA) "
-                f"after patch_model? Call unpatch_model before that, and patch_model after it"
+                f"the head of {self.name} was not called, or its output is no longer its own: was "
+                f"its forward replaced after patch_model? Call unpatch_model before that, and "
+                f"patch_model after it"
             )
         if self.head.weight.is_meta and not hidden.is_meta:
             raise RuntimeError(
@@ -211,6 +225,20 @@ def check_model(model: PreTrainedModel) -> str:
         raise ValueError(f"model must not be patched already, got a patched {name}; unpatch_model")
     check_forward(model)
     return name
+
+
+def _head_of(model: PreTrainedModel) -> Any:
+    """The head that a forward calls: of peft's ``modules_to_save`` the one that is active."""
+    head: Any = model.get_output_embeddings()
+    if not hasattr(head, "modules_to_save"):
+        return head
+    if head.disable_adapters or not head.active_adapters:
+        return head.original_module
+    return head.modules_to_save[head.active_adapters[0]]
+
+
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _checked_name(model: PreTrainedModel) -> str:

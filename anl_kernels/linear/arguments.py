@@ -153,7 +153,12 @@ OPTION_CHECKS_OF_HEAD = {
 
 def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.dim() != 2:
-        raise ValueError(f"linear_weight must have shape (K, D), got {_shape(weight)}")
+        hint = (
+            " of ZeRO-3, which gathers it in the forward of its engine only"
+            if hasattr(weight, "ds_id")
+            else ""
+        )
+        raise ValueError(f"linear_weight must have shape (K, D), got {_shape(weight)}{hint}")
     if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden must have shape (..., D) with D = {weight.shape[1]}, as linear_weight of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import Unpack
 
 from anl_kernels.execution import Aux
@@ -57,6 +58,7 @@ class LinearRobustLoss(Criterion):
                 "head must not be given to fully_shard by itself: its weight is gathered for calls "
                 "of the head alone; give fully_shard this LinearRobustLoss, or what contains it"
             )
+        _check_weight(self.head)
         return linear_robust_loss(
             hidden,
             self.head.weight,
@@ -86,13 +88,9 @@ class LinearRobustLoss(Criterion):
 
 def _check_head(head: nn.Linear) -> None:
     """The loss reads weight and bias: whatever else a head does would be left out silently."""
+    name = f"{type(head).__module__}.{type(head).__qualname__}"
     if not isinstance(head, nn.Linear):
-        kind = type(head)
-        raise TypeError(
-            f"head must be an nn.Linear, got {kind.__module__}.{kind.__qualname__}; of another "
-            f"layer, give the nn.Linear inside, or the one that it was made from (quantised heads "
-            f"have no weight to train), or call ak.linear_robust_loss with its weight"
-        )
+        raise TypeError(f"head must be an nn.Linear, got {name}{_cure(head)}")
     if is_lazy(head.weight):
         raise TypeError(
             f"head must know its number of features, got a {type(head).__name__} that was not "
@@ -102,17 +100,64 @@ def _check_head(head: nn.Linear) -> None:
         raise TypeError(
             f"head must be a plain nn.Linear, got {type(head).__name__} with a forward of its own; "
             f"merge what it adds into the weight, or call ak.linear_robust_loss with that weight"
+            f"{_cure(head)}"
         )
     if "forward" in head.__dict__:
+        if is_dtensor(head.weight):
+            raise TypeError(
+                "head must be a plain nn.Linear, got one whose forward was replaced for tensor "
+                "parallelism (tp_plan of transformers), which the loss would not call; take the "
+                "head out of the plan, or use a loss of its logits (set_loss_function, "
+                "compute_loss_func, ak.robust_loss)"
+            )
         raise TypeError(
             "head must be a plain nn.Linear, got one whose forward was replaced, as offloading "
             "hooks do (accelerate with device_map), which the loss would not call; keep the head "
             "on its device, or remove the hooks: accelerate.hooks.remove_hook_from_module(head)"
         )
+    _check_weight(head)
+    if hasattr(head.weight, "ds_id") and (head._forward_hooks or head._forward_pre_hooks):
+        raise TypeError(
+            "head must not belong to a DeepSpeed engine yet, which under ZeRO-3 gathers its weight "
+            "for calls of the head alone; call patch_model, or give the model its "
+            "ak.LinearRobustLoss, before deepspeed.initialize (Trainer calls that in train)"
+        )
     if head._forward_hooks or head._forward_pre_hooks:
         raise TypeError(
             "head must have no forward hooks, which the loss would not call; remove them (for "
             "weight_norm use torch.nn.utils.parametrizations.weight_norm)"
+        )
+
+
+def _cure(head: nn.Module) -> str:
+    """What to do about a head that is none, where it can be told."""
+    of_logits = "use a loss of its logits (set_loss_function, compute_loss_func, ak.robust_loss)"
+    if hasattr(head, "modules_to_save"):
+        return ", a wrapper of peft; give the head that is trained, head.modules_to_save['default']"
+    if hasattr(head, "base_layer"):
+        return (
+            f", an adapter of peft on the head; merge it (merge_and_unload), take the head out of "
+            f"target_modules, or {of_logits}"
+        )
+    if any(word in type(head).__module__ for word in ("quant", "bitsandbytes", "torchao")):
+        return f", which is quantised; leave the head out of quantisation, or {of_logits}"
+    if isinstance(head, nn.Linear):
+        return ""
+    return (
+        "; of another layer, give the nn.Linear inside, or the one that it was made from "
+        "(quantised heads have no weight to train), or call ak.linear_robust_loss with its weight"
+    )
+
+
+def _check_weight(head: nn.Linear) -> None:
+    """A tensor that computes F.linear by itself would not be asked to."""
+    weight = head.weight
+    if is_traceable_wrapper_subclass(weight) and not is_dtensor(weight):
+        kind = f"{type(weight).__module__}.{type(weight).__qualname__}"
+        raise TypeError(
+            f"head must have a plain tensor for its weight, got {kind}, as quantisation (torchao) "
+            f"makes it; leave the head out of quantisation, or use a loss of its logits "
+            f"(set_loss_function, compute_loss_func, ak.robust_loss)"
         )
 
 
