@@ -26,7 +26,6 @@ from anl_kernels.options import (
 )
 from anl_kernels.sharding.dtensor import (
     is_dtensor,
-    mark_overwritten,
     of_rows,
     on_local_rows,
     spread_classes,
@@ -136,8 +135,6 @@ def robust_loss(
         shards=shards,
     )
     loss, aux = run(call)
-    if inplace:
-        mark_overwritten(given)
     if is_dtensor(given):
         loss, aux = over_ranks(loss, aux, rows)
         if rows is not None and aux.probs is not None:

@@ -157,15 +157,6 @@ class AmongDTensors(torch.autograd.Function):
         return grad.full_tensor() if is_dtensor(grad) else grad
 
 
-def mark_overwritten(logits: Tensor) -> None:
-    """Tell autograd that a DTensor's memory is or will be overwritten, as inplace=True allows.
-
-    Of what is written to its part it learns nothing: whoever saved the DTensor would read that.
-    """
-    if is_dtensor(logits) and logits.requires_grad and torch.is_grad_enabled():
-        torch.autograd.graph.increment_version(logits)
-
-
 def spread_classes(
     here: Tensor, logits: Tensor, num_classes: int, rows: RowShards | None
 ) -> Tensor:
