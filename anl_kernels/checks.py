@@ -11,7 +11,7 @@ from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
 from torch.masked import MaskedTensor
 from torch.nn import Parameter
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from anl_kernels.backends.cpu import library
 from anl_kernels.backends.layout import one_stride
@@ -326,7 +326,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
             f"{name} must be a tensor without a mask, got a MaskedTensor; pass {name}.get_data() "
             f"and say by ignore_index, sample_weight, or a logit of -inf what does not count"
         )
-    if is_lazy(tensor):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):  # not is_lazy: Dynamo
         raise TypeError(
             f"{name} must have a shape, got an {type(tensor).__name__}; call the lazy module that "
             f"it belongs to once, with an input"
