@@ -66,7 +66,7 @@ def run(call: LinearCall) -> tuple[Tensor, Aux]:
     # Dynamo mistakes the arguments of a Function that no gradient goes through.
     bare = torch.compiler.is_compiling() and not differentiable
     apply = torch.ops.anl_kernels.linear_loss if bare else LinearLossFunction.apply
-    if torch._C._len_torch_dispatch_stack():
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         register_formulas()
     loss, *others = apply(*tensors, *spec, *options)
     shape = head.target.shape
