@@ -83,7 +83,7 @@ def factors_of(
     check_reduction(reduction)
     num_counted = checks.check_labels_in_range(target, num_classes, ignore_index)
     scaled_terms = as_terms(terms).scaled(class_scale_at(class_scale, num_classes))
-    for term in scaled_terms.terms:
+    for _, _, term in scaled_terms.parts:
         term.check_num_classes(num_classes)
     scaled_terms = _shared(scaled_terms, like, rows)
     if weight is not None:

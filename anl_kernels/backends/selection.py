@@ -185,7 +185,7 @@ def _why_not_terms(name: str, terms: Terms | None) -> str | None:
         return None
     unknown = [
         type(term).__name__
-        for term in terms.terms
+        for _, _, term in terms.parts
         if not (term.may_have_kernel and _has_kernel(name, term.functor))
     ]
     if unknown:
