@@ -1,8 +1,9 @@
 """Build script: the metadata lives in pyproject.toml, the C++ and CUDA extensions here.
 
-They need torch and a compiler while building: ``pip install --no-build-isolation .``; the CUDA
-kernels a torch with CUDA, and nvcc. Without any of them the package installs and works all the
-same, on its other backends, and says so.
+They need a compiler, and the torch that will run them: pip's build isolation hides it, so it is
+looked for in the environment that pip installs into. The CUDA kernels need a torch with CUDA, and
+nvcc. Without any of them the package installs and works all the same, on its other backends, and
+says so.
 
 Environment:
     ANL_KERNELS_BUILD=0        build no extension; =1: an extension that fails is an error
@@ -16,10 +17,12 @@ Environment:
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import platform
 import re
 import shutil
+import site
 import subprocess
 import sys
 from glob import glob
@@ -236,6 +239,43 @@ def parts_with(torch: ModuleType) -> list[Part]:
     return parts
 
 
+OLDEST_TORCH = (2, 11)  # as in pyproject.toml
+
+
+def find_torch() -> ModuleType:
+    """The torch to build with: one that can be imported, or that of the environment behind.
+
+    pip builds in isolation with the target's interpreter, but hides its packages. Other front ends
+    (``python -m build``, uv) make an environment for the build, behind which there is none.
+
+    Raises:
+        ImportError: there is no torch, or one that will be replaced.
+    """
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+    folders = site.getsitepackages()
+    if sys.prefix == sys.base_prefix:  # in a virtual environment a user's packages are not seen
+        folders.append(site.getusersitepackages())
+    for folder in folders:
+        if Path(folder, "torch", "__init__.py").exists():
+            sys.path.append(folder)  # last: setuptools is that of the build
+            torch = importlib.import_module("torch")
+            if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+                raise ImportError(f"torch {torch.__version__} is too old, and will be replaced")
+            say(f"building in isolation, with the torch in {folder}")
+            return torch
+    raise ImportError(f"there is none in {', '.join(folders)}")
+
+
+NO_TORCH = (
+    "no torch to build with ({error}): first pip install 'torch>=2.11' in the environment that is "
+    "to run it, then pip install this, with --no-build-isolation if the front end is not pip"
+)
+
+
 def arguments() -> dict[str, object]:
     """Arguments of ``setup``."""
     if WANTED == "0" and FORCE_CUDA == "1":
@@ -244,11 +284,12 @@ def arguments() -> dict[str, object]:
         say("ANL_KERNELS_BUILD=0: no extension")
         return {}
     try:
-        import torch
-    except ImportError:
+        torch = find_torch()
+    except ImportError as error:
+        missing = NO_TORCH.format(error=error)
         if "1" in (WANTED, FORCE_CUDA):
-            raise
-        say("no torch to build with, no extension; see pip install --no-build-isolation")
+            sys.exit(f"anl_kernels: {missing}")
+        say(f"no extension, there is {missing}")
         return {}
     parts = parts_with(torch)
     if not parts:

@@ -284,4 +284,37 @@ def test_without_torch(demand, build):
     outcome = build(torch="raise ImportError('no torch here')", **({demand: "1"} if demand else {}))
     assert outcome.failed == bool(demand)
     assert not outcome.built
-    assert ("no torch here" if demand else "--no-build-isolation") in outcome.said
+    assert "no torch to build with (no torch here)" in outcome.said
+    assert "pip install 'torch>=2.11'" in outcome.said
+    assert "Traceback" not in outcome.said
+
+
+# What pip's isolation does to the interpreter: the environment's packages are not in its path.
+ISOLATED = """
+import site, sys, sysconfig
+site.getsitepackages = lambda: [{folder!r}]
+hidden = set(map(sysconfig.get_path, ("purelib", "platlib")))
+import setuptools, setuptools.command.build_ext
+sys.path = [p for p in sys.path if p not in hidden and p != {folder!r}]
+for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+    del sys.modules[name]
+"""
+
+
+@pytest.mark.parametrize("version", ["2.13.0+stub", "2.10.1"])
+def test_in_isolation_the_torch_of_the_environment_is_found(version, build, tmp_path):
+    folder = tmp_path / "site-packages"
+    text = TORCH.format(cuda=None, hip=None).replace("2.13.0+stub", version)
+    make_torch(folder / "torch", text, None, ())
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ANL_", "FORCE_"))}
+    run = RUN.format(platform="linux", folder=str(tmp_path / "build"))
+    outcome = outcome_of(
+        ISOLATED.format(folder=str(folder)) + run, {**environment, "PYTHONPATH": ""}
+    )
+    assert not outcome.failed, outcome.said
+    if version == "2.10.1":
+        assert not outcome.built
+        assert "torch 2.10.1 is too old, and will be replaced" in outcome.said
+    else:
+        assert CPU in outcome.built
+        assert f"building in isolation, with the torch in {folder}" in outcome.said

@@ -71,6 +71,6 @@ def why_not() -> str | None:
     except ImportError as error:
         return (
             f"the C++ extension cannot be loaded ({error}); build it with a C++ compiler and "
-            f"this PyTorch: pip install --no-build-isolation -v anl_kernels"
+            f"this PyTorch: in a checkout, pip install --force-reinstall --no-deps -v ."
         )
     return None

@@ -12,7 +12,7 @@ import torch
 OLDEST = (8, 0)
 """The compute capability that the kernels need: they copy memory asynchronously."""
 
-BUILD = "FORCE_CUDA=1 pip install --no-build-isolation -v anl_kernels"
+BUILD = "FORCE_CUDA=1 pip install --force-reinstall --no-deps -v ."
 
 Capability = tuple[int, int]
 
