@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,7 +60,11 @@ def check_refusals(group):
     refused(ValueError, "num_classes", "[1, 40]", "41", process_group=shards, num_classes=41)
     refused(ValueError, "num_classes", "0", process_group=shards, num_classes=0)
     refused(ValueError, "weight", "(40,)", process_group=shards, weight=torch.ones(3))
-    for sizes in ((40,), (41, -1), (20.0, 20), 40):
+    given = ak.ClassShards(group, (np.int64(20), np.int32(20)))
+    assert given == ak.ClassShards.chunked(group, np.int64(40))
+    assert given.sizes == (20, 20)
+    assert all(type(size) is int for size in given.sizes)
+    for sizes in ((40,), (41, -1), (20.0, 20), (True, 39), 40):
         with pytest.raises(ValueError, match=r"sizes must be 2 ints of at least 0"):
             ak.ClassShards(group, sizes)
     with pytest.raises(ValueError, match=r"num_classes must be a positive int, got 10.5"):
