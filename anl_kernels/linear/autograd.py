@@ -113,10 +113,14 @@ def _differentiable(
     # One input may be a function of another, as hidden is of a tied weight: the gradients of these
     # views are of each alone, and the rest is the caller's graph.
     pairs = list(zip(tensors, needed, strict=True))
-    given = [tensor.view_as(tensor) if need else tensor for tensor, need in pairs]
+    with torch.enable_grad():
+        given = [tensor.view_as(tensor) if need else tensor for tensor, need in pairs]
     asked = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-    loss = unfused_loss(*given, specs=specs)
-    grads = iter(torch.autograd.grad(loss, asked, grad_loss, create_graph=True, allow_unused=True))
+    graph = torch.is_grad_enabled()  # it is off where forward mode alone asks
+    with torch.enable_grad():
+        loss = unfused_loss(*given, specs=specs)
+    made = torch.autograd.grad(loss, asked, grad_loss, create_graph=graph, allow_unused=True)
+    grads = iter(made)
     return tuple(next(grads) if need else None for need in needed)
 
 

@@ -68,9 +68,11 @@ def _differentiable(
     upstream: Tensor, logits: Tensor, counted: Tensor | None, spec: EntropySpec
 ) -> Tensor:
     """The gradient as a function of the logits and the upstream gradient."""
-    z = logits.view_as(logits)  # the rest is the caller's graph
-    value = definition(z, counted, spec.min_prob, spec.process_group)
-    (grad,) = torch.autograd.grad(value, z, upstream, create_graph=True)
+    graph = torch.is_grad_enabled()  # it is off where forward mode alone asks
+    with torch.enable_grad():
+        z = logits.view_as(logits)  # the rest is the caller's graph
+        value = definition(z, counted, spec.min_prob, spec.process_group)
+    (grad,) = torch.autograd.grad(value, z, upstream, create_graph=graph)
     return grad
 
 
