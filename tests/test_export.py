@@ -84,7 +84,7 @@ def test_export(strict, door):
     torch.testing.assert_close(module.layer.weight.grad, model.layer.weight.grad)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The axis name")
 @DOORS
 def test_onnx(door):
     model, batch = Model(door).eval(), inputs(9)
@@ -98,7 +98,7 @@ def test_onnx(door):
         np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @DOORS
 def test_trace(door):
     model, batch = Model(door), inputs(9)
