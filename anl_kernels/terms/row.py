@@ -40,7 +40,8 @@ class Row:
         self.offset = top.masked_fill(top == -torch.inf, 0)
         self.logits = logits - self.offset
         self.target = target.unsqueeze(-1)
-        self.not_other = (logits == -torch.inf).scatter(-1, self.target, 1)  # jit.trace takes no bool
+        # 1 and not True, which jit.trace does not take.
+        self.not_other = (logits == -torch.inf).scatter(-1, self.target, 1)
 
     def total_others(self, values: Tensor) -> Tensor:
         """Sum of (..., K) values over the classes that are there, less the target: (...)."""
