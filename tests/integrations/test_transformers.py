@@ -325,7 +325,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="must not be patched already"):
         patch_model(model, TERMS)
     model.set_output_embeddings(nn.Linear(8, VOCABULARY, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="was it replaced"):
+    with pytest.raises(RuntimeError, match="was replaced after patch_model"):
         model(input_ids=ids, labels=labels)
     with pytest.raises(RuntimeError, match=r"cannot be run by nn\.DataParallel"):
         patch_model(tiny(), TERMS)._replicate_for_data_parallel()(input_ids=ids, labels=labels)
