@@ -8,15 +8,26 @@ reads them anew before each call: compiled code follows the context of whoever c
 from __future__ import annotations
 
 import os
+import warnings
 from contextvars import ContextVar
 from types import ModuleType
 
 AUTO = "auto"
 
+LABELS_VARIABLE = "ANL_KERNELS_CHECK_LABELS"
+
+
+def _set_in_environment(variable: str) -> bool:
+    """Whether a variable is 1. Warn of a value that is neither 1 nor 0, which says nothing."""
+    value = os.environ.get(variable, "0")
+    if value not in ("", "0", "1"):
+        warnings.warn(f"{variable} must be 0 or 1, got {value!r}: not used", stacklevel=2)
+    return value == "1"
+
+
 _backend = ContextVar("anl_kernels.backend", default=AUTO)
-_labels = ContextVar(
-    "anl_kernels.check_labels", default=os.environ.get("ANL_KERNELS_CHECK_LABELS") == "1"
-)
+_labels_by_default = _set_in_environment(LABELS_VARIABLE)
+_labels = ContextVar("anl_kernels.check_labels", default=_labels_by_default)
 
 
 class _Settings(ModuleType):

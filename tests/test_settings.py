@@ -105,8 +105,24 @@ def test_the_environment_holds_for_all_threads():
         "thread.start(), thread.join()\n"
         "assert seen == [True] and settings.check_labels\n"
     )
+    with_variable(script, "1")
+
+
+def test_a_value_that_says_nothing_is_told():
+    script = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from anl_kernels.settings import settings\n"
+        "assert any('must be 0 or 1' in str(w.message) for w in seen)\n"
+        "assert not settings.check_labels\n"
+    )
+    with_variable(script, "true")
+
+
+def with_variable(script, value):
     environment = os.environ | {
-        "ANL_KERNELS_CHECK_LABELS": "1",
+        "ANL_KERNELS_CHECK_LABELS": value,
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
