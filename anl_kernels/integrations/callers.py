@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 Step = tuple[int, int, int]
 """What tells the steps of trainers apart: of numbers, so that what keeps one can be pickled."""
@@ -33,6 +34,12 @@ def who_takes_the_labels() -> str | None:
             f"out, and smooth by ak.CE(label_smoothing=...) among the terms"
         )
     return None
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether the Trainer that computes a loss just now trains this model, and not another's."""
+    trainer, _ = _find("compute_loss")
+    return trainer is not None and any(part is model for part in trainer.model.modules())
 
 
 def training_step() -> Step | None:

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anl_kernels.integrations.callers import Step, training_step, who_takes_the_labels
+from anl_kernels.integrations.callers import (
+    Step,
+    is_trained,
+    training_step,
+    who_takes_the_labels,
+)
 
 REPLACERS = {
     "liger_kernel": (
@@ -56,7 +61,7 @@ class Watch:
             return
         compiling, training = torch.compiler.is_compiling(), _is_training(model)
         cause = who_takes_the_labels() if training or not compiling else None
-        if cause is not None:
+        if cause is not None and (compiling or is_trained(model)):
             raise self._error(model, cause)
         if training and not compiling:  # a logger would break the graph
             self.unlabelled_in = training_step()
@@ -87,7 +92,8 @@ class Watch:
             "the Trainer calls it without labels and trains a loss of its own, computed of what it "
             "returns",
         )
-        for tensor in output.values() if isinstance(output, Mapping) else output:
+        values = output.values() if isinstance(output, Mapping) else output
+        for tensor in (values,) if isinstance(values, Tensor) else values:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 tensor.register_hook(partial(self._check_call, step, error))
 

@@ -83,6 +83,21 @@ def test_evaluation_by_another_loss(door, tmp_path):
         trainer.evaluate()
 
 
+class WithTeacher(transformers.Trainer):
+    """Calls another model, which it does not train."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            self.teacher(input_ids=inputs["input_ids"])
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_teacher_is_not_trained(door, tmp_path):
+    WithTeacher.teacher = model_of(door).eval()
+    assert train(tiny(dtype=torch.float32), tmp_path, WithTeacher, label_smoothing_factor=0.1) > 1
+
+
 class OwnLoss(transformers.Trainer):
     """As many users write one."""
 
