@@ -118,6 +118,48 @@ def test_a_model_that_accepts_no_loss_kwargs(make, by_hand, tmp_path):
     assert first == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("door", ["own", "set", "patched"])
+def test_the_loss_of_a_router_counts_once_for_every_batch(door, tmp_path):
+    """Of transformers' Trainer, whosever the loss is: docs/language_models.md says so."""
+    change = {"own": lambda m, _: m, "set": set_loss_function, "patched": patch_model}[door]
+    model = change(tiny("Mixtral", torch.float32), ak.CE())
+    ids, labels = batch()
+    with torch.no_grad():
+        outputs = [model(input_ids=ids[i : i + 2], labels=labels[i : i + 2]) for i in (0, 2, 4)]
+    of_router = model.config.router_aux_loss_coef * sum(output.aux_loss for output in outputs)
+    logits = tiny("Mixtral", torch.float32)(input_ids=ids).logits[:, :-1]
+    of_labels = ak.robust_loss(logits.flatten(0, 1), labels[:, 1:].flatten(), ak.CE())
+    trainer = trainer_of(model, tmp_path, max_steps=1)
+    trainer.train()
+    found = trainer.state.log_history[0]["loss"]
+    assert found == pytest.approx((of_labels + of_router).item(), rel=1e-4)
+    assert found != pytest.approx((of_labels + of_router / 3).item(), rel=1e-4)
+
+
+def test_the_dtype_of_logits_under_mixed_precision(tmp_path):
+    """Converted after the model's forward, so that a loss inside has bfloat16."""
+    seen = {}
+
+    def watched(name, loss):
+        def compute(first, *others, **options):
+            logits = options.get("logits", getattr(first, "logits", first))
+            seen[name] = logits.dtype
+            return loss(first, *others, **options)
+
+        return compute
+
+    def run(name, model, loss=None):
+        trainer_of(model, tmp_path, bf16=True, max_steps=1, compute_loss_func=loss).train()
+
+    own = tiny(dtype=torch.float32)
+    run("outside", own, watched("outside", compute_loss_func(TERMS)))
+    own = set_loss_function(tiny(dtype=torch.float32), TERMS)
+    of_logits = own.loss_function.of_logits
+    own.loss_function.of_logits = watched("inside", of_logits)
+    run("inside", own)
+    assert seen == {"outside": torch.float32, "inside": torch.bfloat16}
+
+
 def test_evaluation(tmp_path):
     keeping = patch_model(tiny(), TERMS, fuse_in_eval=False)
     shapes = []
