@@ -15,7 +15,7 @@ from anl_kernels.sharding.dtensor import is_dtensor, local_part, of_all, of_rows
 from anl_kernels.sharding.fsdp import warn_of_rounding
 from anl_kernels.sharding.rows import RowShards
 from anl_kernels.sharding.shards import ClassShards
-from anl_kernels.terms import CE, Term, Terms, as_terms
+from anl_kernels.terms import Term, Terms, as_terms
 from anl_kernels.terms.row import Row
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def factors_of(
     if weight is not None:
         weight = of_all("weight", weight, rows)
         checks.check_class_weight(weight, num_classes, like)
-        _check_weighted_terms(scaled_terms)
     if sample_weight is not None:
         sample_weight = of_rows("sample_weight", sample_weight, rows)
         checks.check_sample_weight(sample_weight, target)
@@ -167,14 +166,4 @@ def _check_learning(terms: Terms, like: Tensor) -> None:
                 f"{type(term).__name__} has something that is learned, whose gradient would be "
                 f"that of this rank's rows alone: make the logits Replicate(), or let the "
                 f"weight of the term learn"
-            )
-
-
-def _check_weighted_terms(terms: Terms) -> None:
-    for term in terms.terms:
-        if isinstance(term, CE) and term.label_smoothing:
-            raise ValueError(
-                f"weight cannot be combined with CE(label_smoothing={term.label_smoothing}): "
-                f"torch.nn.CrossEntropyLoss weighs the smoothed classes one by one, this library "
-                f"weighs rows; set label_smoothing=0 or pass sample_weight=weight[target]"
             )

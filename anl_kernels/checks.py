@@ -103,7 +103,8 @@ def check_label_dtype(target: Tensor, argument: str) -> None:
     check_dense(argument, target)
     if target.dtype not in (torch.int64, torch.int32):
         hint = (
-            "class probabilities are not supported, pass class indices"
+            "class probabilities are for ak.robust_loss, ak.linear_robust_loss and their modules; "
+            "pass class indices here"
             if target.is_floating_point()
             else "convert it with .long()"
         )
@@ -138,7 +139,7 @@ def check_labels_in_range(
         How many labels are not ``ignore_index``, where the check has counted them.
     """
     on_request = target.device.type == "cpu" or settings.check_labels
-    if not on_request or (not on_plain_cpu(target) and _watched(target)):
+    if not on_request or (not on_plain_cpu(target) and watched(target)):
         return None
     return find_wrong_label(target, num_classes, ignore_index, argument)
 
@@ -275,14 +276,14 @@ def recorded_for_others() -> bool:
 def on_plain_cpu(tensor: Tensor) -> bool:
     """Whether the C++ operators can be called on a tensor with nothing in between to see it."""
     return (
-        not _watched(tensor)
+        not watched(tensor)
         and tensor.device.type == "cpu"
         and type(tensor) in _PLAIN
         and library.why_not() is None
     )
 
 
-def _watched(tensor: Tensor) -> bool:
+def watched(tensor: Tensor) -> bool:
     """Whether a call is recorded, not just made; or its tensors have no values."""
     if transforming() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,16 @@ from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
 from anl_kernels.execution import Aux, Call, over_ranks, run
+from anl_kernels.mixed.arguments import (
+    check_mixed_shards,
+    check_plain,
+    check_soft_target,
+    check_two_labels,
+    is_mixed,
+    is_soft,
+    mixed_factors_of,
+)
+from anl_kernels.mixed.execution import run as run_mixed
 from anl_kernels.options import (
     LossOptions,
     Reduction,
@@ -52,21 +62,29 @@ def robust_loss(
     process_group: ProcessGroup | ClassShards | None = None,
     num_classes: int | None = None,
     return_aux: bool | Collection[str] = False,
+    target_b: Tensor | None = None,
+    lam: float | Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Aux]:
     """A weighted sum of terms, with the conventions of ``torch.nn.functional.cross_entropy``.
 
     Args:
         logits: (K,), (N, K) or (N, K, d1, ...); float64, float32, float16 or bfloat16; any
             strides. A logit of -inf is a class that is not there.
-        target: class indices, int64 or int32, of the logits' shape less K.
+        target: class indices, int64 or int32, of the logits' shape less K; or class
+            probabilities t, of any floating dtype and of the logits' shape: the loss of a row is
+            then ``sum_k t_k w_k L_k``, L_k its loss with label k and w ``weight``. They need not
+            sum to 1, and may require grad. Cross entropy of them is fused; other terms are computed
+            by their formulas, of a chunk of rows at a time.
         terms: a term or a weighted sum of terms, such as ``5.0 * NCE() + 5.0 * NNCE()``.
-        weight: (K,) factors on the loss of rows with each label. Not with
-            ``CE(label_smoothing > 0)``.
+        weight: (K,) factors on the loss of rows with each label. ``CE(label_smoothing > 0)`` has
+            torch's meaning: each of the smoothed classes is weighed with its own factor.
         sample_weight: factors on the loss of each row, of the target's shape. May require grad.
-        ignore_index: label of rows that do not count; need not be a valid class.
+        ignore_index: label of rows that do not count; need not be a valid class. Class
+            probabilities have none: only a negative one, which means nothing, goes with them.
         reduction: "mean" divides the sum by the summed class weights of the rows that count (their
             number without ``weight``); ``sample_weight`` does not enter the divisor. With no row
-            that counts the loss is 0 and so is its gradient. "none" gives one loss for each row.
+            that counts the loss is 0 and so is its gradient. With class probabilities it divides by
+            the number of rows, ``weight`` or not. "none" gives one loss for each row.
         class_scale: factor on the normalised terms (NCE, NNCE, NFL, NNFL, NGCE), whose gradients
             shrink as 1/K; "auto" for ``K log K / (10 log 10)``.
         inplace: let the gradient overwrite the logits, to save their size in memory. Nothing may
@@ -81,7 +99,14 @@ def robust_loss(
         num_classes: the number of classes if the logits have more columns, a vocabulary's padding:
             those count in nothing and their gradient is 0. Of all ranks together.
         return_aux: also return :class:`Aux` with term losses, lse, p_y and argmax, or only what
-            a collection of its field names asks for ("probs" only so).
+            a collection of its field names asks for ("probs" only so). Of several labels
+            ``term_losses`` and ``p_y`` are sums weighed with their shares, in passes of their own.
+        target_b: second labels, like ``target``, as mixup and CutMix make them. A row's loss is
+            ``lam L(target) + (1 - lam) L(target_b)``, in one pass over the logits. A label that is
+            ``ignore_index`` adds nothing, and "mean" divides by what the labels that count add up
+            to, each its share times its class weight.
+        lam: the share of ``target``: a number in [0, 1], a 0-d tensor, or one for each row, (N,) or
+            of the target's shape. May require grad.
 
     Returns:
         The loss, float32 (float64 for float64 logits), 0-d or, for "none", of the target's shape;
@@ -106,6 +131,23 @@ def robust_loss(
     inplace = check_inplace_flag(inplace) and not torch.compiler.is_compiling()
     if inplace and logits.requires_grad and torch.is_grad_enabled():
         checks.check_inplace(logits)
+    if is_mixed(target, terms, weight, target_b, lam):
+        return _mixed_loss(
+            logits,
+            target,
+            terms,
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            class_scale=class_scale,
+            inplace=inplace,
+            process_group=process_group,
+            num_classes=num_classes,
+            return_aux=return_aux,
+            target_b=target_b,
+            lam=lam,
+        )
     given = logits
     logits, shards, rows, num_classes = local_logits(given, process_group, num_classes)
     target = of_rows("target", target, rows)
@@ -139,6 +181,53 @@ def robust_loss(
         loss, aux = over_ranks(loss, aux, rows)
         if rows is not None and aux.probs is not None:
             aux = replace(aux, probs=spread_classes(aux.probs, given, num_classes, rows))
+    return (loss, aux) if return_aux else loss
+
+
+def _mixed_loss(
+    logits: Tensor,
+    target: Tensor,
+    terms: Term | Terms,
+    *,
+    target_b: Tensor | None,
+    lam: float | Tensor | None,
+    inplace: bool,
+    process_group: ProcessGroup | ClassShards | None,
+    num_classes: int | None,
+    return_aux: bool | Collection[str],
+    **factors: Any,
+) -> Tensor | tuple[Tensor, Aux]:
+    """:func:`robust_loss` of more than one label a row."""
+    soft = is_soft(target)
+    if soft:
+        check_soft_target(target, logits.shape, "logits", factors["ignore_index"], target_b, lam)
+    given = logits
+    check_plain(logits=logits, target=target)
+    logits, shards, _, num_classes = local_logits(given, process_group, num_classes)
+    dim = checks.class_dim(logits)
+    rows = logits.shape[:dim] + logits.shape[dim + 1 :]
+    check_mixed_shards(soft, terms, factors["weight"], shards)
+    if soft:
+        checks.check_device("target", target, logits)
+        target = target.narrow(dim, 0, logits.shape[dim])
+    else:
+        checks.check_target(target, logits)
+        target = watched_labels(target, num_classes, factors["ignore_index"])
+    check_two_labels(target_b, lam, rows)
+    if target_b is not None:
+        checks.check_labels_of(target_b, rows, "logits", logits, "target_b")
+        target_b = watched_labels(target_b, num_classes, factors["ignore_index"], "target_b")
+    made = mixed_factors_of(
+        terms, logits, target, rows, num_classes, target_b=target_b, lam=lam, **factors
+    )
+    loss, aux = run_mixed(
+        logits,
+        made,
+        reduce=factors["reduction"] != "none",
+        inplace=inplace,
+        aux=aux_outputs(return_aux),
+        shards=shards,
+    )
     return (loss, aux) if return_aux else loss
 
 

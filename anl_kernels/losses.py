@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from anl_kernels import checks
 from anl_kernels.functional import Aux, robust_loss
 from anl_kernels.numbers import shown
-from anl_kernels.options import OPTION_CHECKS, LossOptions
+from anl_kernels.options import OF_CALLS, OPTION_CHECKS, LossOptions
 from anl_kernels.terms import CE, MAE, NCE, NFL, NNCE, NNFL, RCE, Term, Terms, as_terms
 
 _T = TypeVar("_T")
@@ -27,12 +27,12 @@ class Criterion(nn.Module):
     def __init__(self, terms: Term | Terms, options: dict[str, Any]) -> None:
         super().__init__()
         self.terms = as_terms(terms)
-        allowed = set(self.keywords.__annotations__) - {"sample_weight"}
+        allowed = set(self.keywords.__annotations__) - set(OF_CALLS)
         unknown = set(options) - allowed
         if unknown:
             raise TypeError(
                 f"unknown option {', '.join(sorted(unknown))}; the options of a module are "
-                f"{', '.join(sorted(allowed))}; sample_weight goes to its call"
+                f"{', '.join(sorted(allowed))}; {', '.join(OF_CALLS)} go to its call"
             )
         self.terms.check_weights_are_leaves()
         self.register_buffer("weight", checks.check_fixed_weight(options.pop("weight", None)))
@@ -67,7 +67,7 @@ class RobustLoss(Criterion):
         terms: a term or a weighted sum of terms, such as ``5.0 * ak.NCE() + 5.0 * ak.NNCE()``. A
             weight that is an ``nn.Parameter`` becomes a parameter of the module.
         **options: keywords of :func:`anl_kernels.robust_loss`, fixed for every call. ``weight``
-            becomes a buffer. ``sample_weight`` goes to the call.
+            becomes a buffer. ``sample_weight``, ``target_b`` and ``lam`` go to the call.
 
     Raises:
         TypeError: terms is not a term, or an option is unknown or of a wrong type.
@@ -83,7 +83,13 @@ class RobustLoss(Criterion):
         super().__init__(terms, dict(options))
 
     def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        *,
+        target_b: Tensor | None = None,
+        lam: float | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Aux]:
         """The loss; shapes and errors as :func:`anl_kernels.robust_loss`."""
         return robust_loss(
@@ -92,6 +98,8 @@ class RobustLoss(Criterion):
             self.current_terms(),
             weight=self.weight,
             sample_weight=sample_weight,
+            target_b=target_b,
+            lam=lam,
             **self.options,
         )
 

@@ -33,6 +33,8 @@ class LossOptions(TypedDict, total=False):
     process_group: ProcessGroup | ClassShards | None
     num_classes: int | None
     return_aux: bool | Collection[str]
+    target_b: Tensor | None
+    lam: float | Tensor | None
 
 
 class LinearOptions(TypedDict, total=False):
@@ -46,10 +48,16 @@ class LinearOptions(TypedDict, total=False):
     process_group: ProcessGroup | ClassShards | None
     num_classes: int | None
     return_aux: bool | Collection[str]
+    target_b: Tensor | None
+    lam: float | Tensor | None
     logit_softcap: float | None
     chunk_bytes: int | None
     accum_dtype: torch.dtype | None
     skip_ignored: bool | None
+
+
+OF_CALLS = ("sample_weight", "target_b", "lam")
+"""Keywords that belong to a batch: a module takes them in its call."""
 
 
 def check_reduction(reduction: Reduction) -> Reduction:

@@ -352,9 +352,15 @@ class _PresetLoss(RobustLoss):
         self._preset = preset
 
     def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        *,
+        target_b: Tensor | None = None,
+        lam: float | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Aux]:
-        result = super().forward(logits, target, sample_weight)
+        result = super().forward(logits, target, sample_weight, target_b=target_b, lam=lam)
         if not torch.compiler.is_compiling():
             _warn_of_classes(self._preset, self._classes_of(logits))
         return result

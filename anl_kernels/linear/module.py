@@ -25,7 +25,7 @@ class LinearRobustLoss(Criterion):
             that the model has too, or whose weight is tied to an embedding, stays shared.
         terms: a term or a weighted sum of terms; parameters among the weights are registered.
         **options: keywords of :func:`anl_kernels.linear_robust_loss`, fixed for every call.
-            ``weight`` becomes a buffer. ``sample_weight`` goes to the call.
+            ``weight`` becomes a buffer. ``sample_weight``, ``target_b`` and ``lam`` go to the call.
 
     Raises:
         TypeError: head is no plain ``nn.Linear`` (what a forward of its own or hooks would do, the
@@ -50,7 +50,13 @@ class LinearRobustLoss(Criterion):
         self.head = head
 
     def forward(
-        self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None = None
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        *,
+        target_b: Tensor | None = None,
+        lam: float | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Aux]:
         """The loss; shapes and errors as :func:`anl_kernels.linear_robust_loss`."""
         if is_dtensor(self.head.weight) and _is_sharded_by_fsdp(self.head):
@@ -67,6 +73,8 @@ class LinearRobustLoss(Criterion):
             self.head.bias,
             weight=self.weight,
             sample_weight=sample_weight,
+            target_b=target_b,
+            lam=lam,
             **self.options,
         )
 

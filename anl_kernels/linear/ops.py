@@ -80,7 +80,7 @@ def linear_loss(
     """
     specs = Specs.of(args)
     request = specs.rows.request._replace(reduce=False, inplace=True)
-    walk = _Walk(hidden, weight, bias, target, specs, gradients=request.write_grad)
+    walk = Walk(hidden, weight, bias, target, specs, gradients=request.write_grad)
     outputs = _row_outputs(hidden, target, specs)
 
     def take(chunk: Chunk, z: Tensor) -> None:
@@ -126,7 +126,7 @@ def linear_grad(
     ``row_scale`` multiplies a row's gradient before it is rounded.
     """
     specs = Specs.of(args)
-    walk = _Walk(hidden, weight, bias, target, specs, gradients=True)
+    walk = Walk(hidden, weight, bias, target, specs, gradients=True)
 
     def take(chunk: Chunk, z: Tensor) -> None:
         y, scale = chunk.of(target), _rows_of(row_scale, chunk)
@@ -141,7 +141,7 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[
     return _empty_gradients(hidden, weight, bias, Specs.of(args[3:]).head, True)
 
 
-class _Walk:
+class Walk:
     """Takes the chunks of a batch one after the other, their logits in one piece of memory."""
 
     def __init__(

@@ -1,0 +1,1 @@
+"""Losses of rows with several labels: soft targets, two labels, weights of smoothed classes."""
