@@ -35,9 +35,48 @@ ARGUMENTS = {
     ),
     "target-list": (lambda: loss(target=[0, 1, 2]), TypeError, ["target", "list"]),
     "target-float": (
-        lambda: loss(target=torch.zeros(3, 5)),
+        lambda: loss(target=torch.zeros(3)),
         TypeError,
-        ["target", "float32", "class indices"],
+        ["target", "float32", "class indices", "(3, 5)", ".long()"],
+    ),
+    "target-float-shape": (
+        lambda: loss(target=torch.zeros(3, 4)),
+        ValueError,
+        ["target", "(3, 5)", "(3, 4)"],
+    ),
+    "target-float-ignored": (
+        lambda: loss(target=torch.zeros(3, 5), ignore_index=2),
+        ValueError,
+        ["ignore_index=2", "probabilities", "sample_weight"],
+    ),
+    "target-float-two": (
+        lambda: loss(target=torch.zeros(3, 5), target_b=TARGET, lam=0.5),
+        TypeError,
+        ["target_b", "lam", "before the call"],
+    ),
+    "lam-alone": (lambda: loss(lam=0.5), TypeError, ["lam needs target_b"]),
+    "target_b-alone": (lambda: loss(target_b=TARGET), TypeError, ["target_b needs lam"]),
+    "lam-high": (lambda: loss(target_b=TARGET, lam=1.5), ValueError, ["lam", "[0, 1]", "1.5"]),
+    "lam-word": (lambda: loss(target_b=TARGET, lam="x"), TypeError, ["lam", "'x'"]),
+    "lam-shape": (
+        lambda: loss(target_b=TARGET, lam=torch.ones(2)),
+        ValueError,
+        ["lam", "(3,)", "(2,)"],
+    ),
+    "target_b-float": (
+        lambda: loss(target_b=torch.zeros(3), lam=0.5),
+        TypeError,
+        ["target_b", "float32", "class indices"],
+    ),
+    "target_b-label": (
+        lambda: loss(target_b=long(0, 5, 1), lam=0.5),
+        IndexError,
+        ["target_b[1]", "5", "[0, 5)"],
+    ),
+    "log_prob-float": (
+        lambda: ak.log_prob(LOGITS, torch.zeros(3)),
+        TypeError,
+        ["classes", "float32", "ak.robust_loss"],
     ),
     "target-uint8": (lambda: loss(target=TARGET.byte()), TypeError, ["target", "uint8", ".long()"]),
     "target-bool": (lambda: loss(target=TARGET.bool()), TypeError, ["target", "bool"]),
@@ -85,11 +124,6 @@ ARGUMENTS = {
         lambda: loss(weight=torch.ones(5, device="meta")),
         ValueError,
         ["weight", "meta", "cpu"],
-    ),
-    "weight-smoothing": (
-        lambda: loss(terms=ak.CE(0.1), weight=torch.ones(5)),
-        ValueError,
-        ["weight", "label_smoothing=0.1", "sample_weight"],
     ),
     "sample_weight-list": (
         lambda: loss(sample_weight=[1, 2, 3]),

@@ -114,16 +114,13 @@ ARGUMENTS = {
         ValueError,
         ["weight", "(4,)", "(5,)"],
     ),
-    "weight-smoothing": (
-        lambda: loss(terms=ak.CE(0.1), class_of_weight=torch.ones(5)),
-        ValueError,
-        ["weight", "label_smoothing=0.1", "sample_weight"],
-    ),
     "sample_weight": (
         lambda: loss(sample_weight=torch.ones(3, 1)),
         ValueError,
         ["sample_weight", "(3,)", "(3, 1)"],
     ),
+    "target_b": (lambda: loss(target_b=torch.zeros(3)), TypeError, ["target_b needs lam"]),
+    "lam": (lambda: loss(lam=0.5), TypeError, ["lam needs target_b"]),
     "ignore_index": (lambda: loss(ignore_index=1.5), TypeError, ["ignore_index", "1.5"]),
     "reduction": (lambda: loss(reduction="avg"), ValueError, ["reduction", "'none'", "'avg'"]),
     "class_scale": (lambda: loss(class_scale=0.0), ValueError, ["class_scale", "positive", "0.0"]),
