@@ -26,6 +26,7 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.sharding.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms
+from anl_kernels.terms.dense_row import may_ask, row_of
 from anl_kernels.terms.row import Row
 
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
@@ -58,9 +59,10 @@ def row_loss(
     ignored = is_ignored(target, ignore_index)
     outside = ((target < 0) | (target >= num_classes)) & ~ignored
     # Whatever stands in an ignored row, its gradient is 0, not 0 * NaN.
-    z = z.masked_fill(ignored.unsqueeze(-1), 0)
+    if not may_ask(z) or bool(ignored.any()):
+        z = z.masked_fill(ignored.unsqueeze(-1), 0)
     if shards is None:
-        row = Row(z, target.long().clamp(0, num_classes - 1))
+        row = row_of(z, target.long().clamp(0, num_classes - 1))
     else:
         row = ShardedRow(z, shards.labels_here(target, ignore_index), shards)
     losses = torch.stack([_rows_of(term, row, target) for term in terms.terms])

@@ -70,7 +70,7 @@ class Row:
 
     @lazy
     def log_probs(self) -> Tensor:
-        """log p_k of the other classes, and 0 where there is none: what sums need."""
+        """log p_k of the other classes, finite everywhere: what :meth:`total_others` sums."""
         return self.logits.log_softmax(-1).masked_fill(self.not_other, 0)
 
     @lazy
