@@ -26,8 +26,8 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.sharding.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms
-from anl_kernels.terms.dense_row import may_ask, row_of
-from anl_kernels.terms.row import Row
+from anl_kernels.terms.dense_row import row_of
+from anl_kernels.terms.row import Row, may_ask
 
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
@@ -59,14 +59,16 @@ def row_loss(
     ignored = is_ignored(target, ignore_index)
     outside = ((target < 0) | (target >= num_classes)) & ~ignored
     # Whatever stands in an ignored row, its gradient is 0, not 0 * NaN.
-    if not may_ask(z) or bool(ignored.any()):
+    masked = not may_ask(z) or bool((ignored | outside).any())
+    if masked:
         z = z.masked_fill(ignored.unsqueeze(-1), 0)
     if shards is None:
         row = row_of(z, target.long().clamp(0, num_classes - 1))
     else:
         row = ShardedRow(z, shards.labels_here(target, ignore_index), shards)
     losses = torch.stack([_rows_of(term, row, target) for term in terms.terms])
-    losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
+    if masked:
+        losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
     weights: Iterable[float | Tensor] = terms.factors if term_weights is None else term_weights
     weighted = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)])
     return ReferenceOutputs(weighted.sum(0), losses, row)

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-from anl_kernels.terms.row import Row, lazy
+from anl_kernels.terms.row import Row, lazy, may_ask
 
-_PLAIN = (Tensor, Parameter)
+MANY = 256
+"""Classes from which on a copy of the values costs more than to look whether it is needed."""
 
 
 def row_of(logits: Tensor, target: Tensor) -> Row:
@@ -22,17 +21,6 @@ def row_of(logits: Tensor, target: Tensor) -> Row:
         if bool(row.mass.detach().min() > torch.finfo(logits.dtype).tiny ** 0.5):
             return row
     return Row(logits, target)
-
-
-def may_ask(tensor: Tensor) -> bool:
-    """Whether a value may decide what runs: a CPU's, in a call that nobody records."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    watched = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-    forward_mode = forward_ad._current_level >= 0  # the sums below have no formula for it
-    return (
-        tensor.device.type == "cpu" and type(tensor) in _PLAIN and not watched and not forward_mode
-    )
 
 
 class DenseRow(Row):
@@ -82,6 +70,11 @@ class _SumOfOthers(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, target: Tensor) -> Tensor:
         ctx.save_for_backward(target)
         ctx.shape = values.shape
+        if values.shape[-1] >= MANY:
+            own = values.gather(-1, target).squeeze(-1)
+            others = values.sum(-1) - own
+            if bool((own.abs() <= others.abs()).all()):  # else the difference has lost its digits
+                return others
         return values.scatter(-1, target, 0).sum(-1)
 
     @staticmethod

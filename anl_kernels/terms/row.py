@@ -8,6 +8,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+_PLAIN = (Tensor, Parameter)
+
+
+def may_ask(tensor: Tensor) -> bool:
+    """Whether a value may decide what runs: a CPU's, in a call that nobody records."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    forward_mode = forward_ad._current_level >= 0  # not every Function has a formula for it
+    return tensor.device.type == "cpu" and type(tensor) in _PLAIN and not forward_mode
 
 
 class lazy:
@@ -101,6 +115,12 @@ def fraction(part: Tensor, other: Tensor) -> Tensor:
     cancel when one is K times the other.
     """
     smaller = part.abs() < other.abs()
+    if may_ask(part):  # what one of the two holds for alone needs no masks
+        if bool(smaller.all()):
+            x = part / other
+            return x / (1 + x)
+        if not bool((smaller | (part == 0)).any()):
+            return 1 / (1 + other / part)
     x = part.masked_fill(~smaller, 0) / other.masked_fill(~smaller, 1)
     y = other.masked_fill(smaller, 0) / part.masked_fill(smaller | (part == 0), 1)
     return torch.where(smaller, x / (1 + x), 1 / (1 + y))
