@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -132,12 +133,17 @@ def row_scale_of(
         if rows is not None:
             # Before the kernels run: they write the gradient as it is then, rounded once.
             divisor = rows.total_for_rows(divisor)
-        inverse = torch.where(divisor == 0, 0.0, 1 / divisor)
+        inverse = reciprocal(divisor)
         scale = inverse if scale is None else scale * inverse
     if sample_weight is not None:
         factors = sample_weight.to(acc).masked_fill(ignored, 0)
         scale = factors if scale is None else scale * factors
     return like.new_ones((), dtype=acc) if scale is None else scale
+
+
+def reciprocal(divisor: Tensor) -> Tensor:
+    """Of a mean's divisor: 0 if nothing counts, and so is its gradient."""
+    return divisor.masked_fill(divisor == 0, math.inf).reciprocal()
 
 
 def _shared(terms: Terms, like: Tensor, rows: RowShards | None) -> Terms:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels import checks
+from anl_kernels.arguments import reciprocal
 from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.mixed.mixture import Distribution, Mixture, smooths, split, without_smoothing
 from anl_kernels.numbers import as_number, shown
@@ -15,6 +16,7 @@ from anl_kernels.options import Reduction, check_ignore_index, check_reduction, 
 from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms, as_terms
+from anl_kernels.terms.row import may_ask
 
 Lam = float | Tensor
 
@@ -47,6 +49,7 @@ def check_soft_target(
     target: Tensor, shape: torch.Size, name: str, ignore_index: int, target_b: object, lam: object
 ) -> None:
     """Raise unless a floating target can hold the shares of the classes of every row."""
+    checks.check_dense("target", target)
     if target.dim() != len(shape):
         raise TypeError(
             f"target must be int64 or int32 class indices, or floating class probabilities of the "
@@ -65,8 +68,8 @@ def check_soft_target(
         )
     if ignore_index >= 0:
         raise ValueError(
-            f"ignore_index={ignore_index} has no meaning for class probabilities: leave it out, "
-            f"and give rows that do not count probabilities of 0, or a sample_weight of 0"
+            f"ignore_index={ignore_index} has no meaning for class probabilities: leave it out; a "
+            f"row of zeros, or a sample_weight of 0, adds nothing to the loss, but counts in a mean"
         )
 
 
@@ -116,6 +119,8 @@ def check_two_labels(target_b: object, lam: object, rows: torch.Size) -> None:
                 f"lam must be a number, a 0-d tensor, or one number for each row, of shape "
                 f"{tuple(rows)} or {tuple(rows[:1])}; got {tuple(lam.shape)}"
             )
+        if may_ask(lam) and bool(((lam < 0) | (lam > 1)).any()):
+            raise ValueError("lam must be in [0, 1], the share of target; got a tensor beyond")
         return
     share = as_number(lam)
     if share is None:
@@ -163,10 +168,11 @@ def mixed_factors_of(
         return MixedFactors(Mixture(made, -100, (), (), soft, scale, base), made, ())
     # In int64, so that an ignore_index outside int32 is no other label.
     target, target_b = target.long(), None if target_b is None else target_b.long()
-    labels = (target,) if target_b is None else (target, target_b)
+    labels: tuple[Tensor, ...] = (target,) if target_b is None else (target, target_b)
     shares = (1.0,) if lam is None else _shares(lam, rows, acc)
     for name, label in zip(("target", "target_b"), labels, strict=False):
         checks.check_labels_in_range(label, num_classes, ignore_index, name)
+    labels = tuple(_shared(label, share, ignore_index) for label, share in _pairs(labels, shares))
     counted = [_counted(label, share, ignore_index, acc) for label, share in _pairs(labels, shares)]
     scales = counted
     if weight is not None:
@@ -174,11 +180,11 @@ def mixed_factors_of(
         scales = [part * of_label for part, of_label in _pairs(counted, of_labels)]
     if reduction == "mean":
         divisor = torch.stack([scale.sum() for scale in scales]).sum()
-        inverse = torch.where(divisor == 0, 0.0, 1 / divisor)
+        inverse = reciprocal(divisor)
         counted, scales = [[part * inverse for part in parts] for parts in (counted, scales)]
-    base = target
-    if target_b is not None:
-        base = torch.where(target == ignore_index, target_b, target)
+    base = labels[0]
+    if len(labels) > 1:
+        base = torch.where(base == ignore_index, labels[1], base)
     if factor is not None:
         factor = factor.masked_fill(base == ignore_index, 0)
         counted, scales = [[part * factor for part in parts] for parts in (counted, scales)]
@@ -207,7 +213,19 @@ def _shares(lam: Lam, rows: torch.Size, acc: torch.dtype) -> tuple[Lam, Lam]:
 
 def _counted(label: Tensor, share: Lam, ignore_index: int, acc: torch.dtype) -> Tensor:
     """The share of a label, 0 in the rows where it does not count."""
-    return (label != ignore_index).to(acc) * share
+    counts = (label != ignore_index).to(acc)
+    # Whatever the share is in a row that does not count.
+    return (counts * share).masked_fill(label == ignore_index, 0)
+
+
+def _shared(label: Tensor, share: Lam, ignore_index: int) -> Tensor:
+    """A label, ignored where its share is 0: its loss may be infinite.
+
+    A share that is learned needs the loss for its gradient all the same.
+    """
+    if isinstance(share, Tensor):
+        return label if share.requires_grad else label.masked_fill(share == 0, ignore_index)
+    return label if share else torch.full_like(label, ignore_index)
 
 
 def _of_label(weight: Tensor, label: Tensor, ignore_index: int, acc: torch.dtype) -> Tensor:

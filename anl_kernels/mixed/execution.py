@@ -37,11 +37,11 @@ def run(
 ) -> tuple[Tensor, Aux]:
     """The loss of (K,), (N, K) or (N, K, d1, ...) logits, and what was asked for beside it."""
     mixture = factors.mixture
+    # First, since the gradient may take the place of the logits.
+    made = _aux(logits.detach(), factors, aux, shards) if aux else Aux()
     if _can_be_swept(logits, mixture, shards):
-        loss = _swept(logits, mixture, reduce, inplace)
-    else:
-        loss = _apart(logits, mixture, reduce, shards)
-    return loss, _aux(logits.detach(), factors, aux, shards) if aux else Aux()
+        return _swept(logits, mixture, reduce, inplace), made
+    return _apart(logits, mixture, reduce, shards), made
 
 
 def _can_be_swept(logits: Tensor, mixture: Mixture, shards: ClassShards | None) -> bool:

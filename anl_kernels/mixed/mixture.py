@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anl_kernels.backends import reference
 from anl_kernels.backends.interface import accumulator_dtype
-from anl_kernels.terms import CE, Terms
+from anl_kernels.terms import CE, Term, Terms
 from anl_kernels.terms.soft_row import SoftRow
 
 
@@ -175,7 +175,18 @@ def losses_by_label(z: Tensor, distribution: Distribution, terms: Terms) -> Tens
 
 def _by_term(z: Tensor, terms: Terms) -> list[tuple[Any, Tensor]]:
     row = SoftRow(z.movedim(1, -1))
-    return [(weight, term.rows(row)) for weight, term in terms]
+    return [(weight, _checked(term, term.rows(row), row.logits.shape)) for weight, term in terms]
+
+
+def _checked(term: Term, losses: Tensor, shape: torch.Size) -> Tensor:
+    """The losses of every label; raise ValueError if they are not one for each label."""
+    if losses.shape not in (shape, (*shape[:-1], 1)):
+        raise ValueError(
+            f"{type(term).__name__}.rows must return a loss for each label of a row where the "
+            f"target is class probabilities, of shape {tuple(shape)} or {(*shape[:-1], 1)}, got "
+            f"{tuple(losses.shape)}; sum over classes by row.total_others, or pass class indices"
+        )
+    return losses
 
 
 def term_losses_by_label(z: Tensor, target: Tensor, terms: Terms) -> Tensor:

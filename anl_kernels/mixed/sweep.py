@@ -72,7 +72,8 @@ def _by_kernels(backend: Backend, z: Tensor, mixture: Mixture, grad: Tensor | No
     scales = mixture.scales or (one.new_zeros(()),)
     for label, scale in zip(mixture.labels or (mixture.base,), scales, strict=True):
         made = backend.row_loss(z, label, one, weights, request)
-        losses += scale * made.row_losses.view(rows)
+        if mixture.labels:  # else this is the loss of any label, which may be infinite
+            losses += scale * made.row_losses.view(rows)
         counted = (label != mixture.ignore_index).reshape(-1)
         # What is kept of a row that does not count is nothing that was computed.
         stats = made.stats.masked_fill(~counted.unsqueeze(-1), 0)
