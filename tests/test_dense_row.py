@@ -59,3 +59,14 @@ def test_transforms_ask_no_value():
         wanted = torch.autograd.grad(loss(z), z)[0]
         torch.testing.assert_close(torch.func.grad(loss)(logits), wanted)
         torch.testing.assert_close(torch.func.jacfwd(loss)(logits), wanted)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_an_offset_common_to_the_row_costs_no_digits(offset):
+    logits, target = random_rows(9, 50, torch.float32, scale=3.0)
+    shifted = (logits + offset).double()
+    wanted = losses_and_grads(Row, [(1.0, ak.ZLoss())], shifted, target, torch.ones_like(shifted))
+    rows = [(1.0, ak.ZLoss())]
+    found = losses_and_grads(DenseRow, rows, shifted.float(), target, torch.ones(9, 50))
+    assert error(found[0], wanted[0]) <= 1e-6
+    assert error(found[1], wanted[1]) <= 1e-6

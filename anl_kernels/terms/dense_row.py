@@ -51,8 +51,9 @@ class DenseRow(Row):
 
     @lazy
     def lse(self) -> Tensor:
-        """Log-sum-exp of the logits."""
-        return self.logits.logsumexp(-1)
+        """Log-sum-exp of the logits, whose gradient survives an offset common to the row."""
+        top = self.logits.detach().amax(-1, keepdim=True)
+        return (self.logits - top).logsumexp(-1) + top.squeeze(-1)
 
     @lazy
     def num_classes(self) -> Tensor:
