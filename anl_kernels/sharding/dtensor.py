@@ -242,8 +242,9 @@ def _row_shards(given: Any, dim: int, kept: list[bool]) -> RowShards | None:
 
     pairs = zip(given.placements, kept, strict=True)
     placements = tuple(Replicate() if whole else place for place, whole in pairs)
-    shape = given.shape[:dim] + given.shape[dim + 1 :]
-    return RowShards(given.device_mesh, shifted(placements, dim, -1), torch.Size(shape))
+    here = given.to_local().shape
+    shapes = (torch.Size(full[:dim] + full[dim + 1 :]) for full in (given.shape, here))
+    return RowShards(given.device_mesh, shifted(placements, dim, -1), *shapes)
 
 
 def _check_meshes(name: str, given: Any, by_classes: list[int], rows: RowShards | None) -> None:

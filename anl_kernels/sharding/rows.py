@@ -29,6 +29,8 @@ class RowShards:
     """Of a tensor with a number for each row, such as the target; one for each mesh dimension."""
     shape: torch.Size
     """The target's, of all ranks together."""
+    shape_here: torch.Size
+    """The same of this rank's part."""
 
     @property
     def groups(self) -> list[ProcessGroup]:
@@ -84,7 +86,14 @@ class RowShards:
             )
         else:
             tensor = DTensor.from_local(tensor, self.mesh, whole, run_check=False)
-        return tensor.redistribute(placements=self.placements).to_local()
+        here = tensor.redistribute(placements=self.placements).to_local()
+        if here.shape != self.shape_here:  # DTensor shares rows as torch.chunk does
+            raise ValueError(
+                f"{name} must lie as the rows do, which are spread unevenly ({self.shape_here[0]} "
+                f"of {self.shape[0]} on this rank); got all rows on every rank: pass "
+                f"DTensor.from_local of this rank's part of {name}, with shape= and stride="
+            )
+        return here
 
     def spread(self, values: Tensor, first: int = 0) -> Tensor:
         """Results of the rows here as a ``DTensor`` of all rows, which are dimension ``first``."""
@@ -97,8 +106,11 @@ class RowShards:
 
     def with_classes(self, dim: int, num_classes: int) -> RowShards:
         """The same for a tensor with several numbers a row, in a dimension that is here."""
-        shape = (*self.shape[:dim], num_classes, *self.shape[dim:])
-        return RowShards(self.mesh, shifted(self.placements, dim, 1), torch.Size(shape))
+        shape, here = (
+            torch.Size((*rows[:dim], num_classes, *rows[dim:]))
+            for rows in (self.shape, self.shape_here)
+        )
+        return RowShards(self.mesh, shifted(self.placements, dim, 1), shape, here)
 
 
 def spread(here: Tensor, mesh: DeviceMesh, placements: tuple[Any, ...], shape: Any) -> Tensor:
