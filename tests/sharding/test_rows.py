@@ -425,3 +425,26 @@ def check_hidden_parameters(group):
 
 def test_hidden_parameters_are_refused(ranks):
     ranks(4, check_hidden_parameters)
+
+
+def check_other_rows(group):
+    """Rows that are not spread as torch.chunk spreads them, but 5 and 2."""
+    from torch.distributed.tensor import DTensor
+
+    logits, target = random_logits((7, NUM_CLASSES), torch.float64)
+    here = slice(0, 5) if group.rank() == 0 else slice(5, 7)
+    mesh, layout = mesh_of((2,)), placed((0,))
+
+    def spread(tensor):
+        options = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
+        return DTensor.from_local(tensor[here].contiguous(), mesh, layout, **options)
+
+    wanted = ak.robust_loss(logits, target, TERMS)
+    assert_close(ak.robust_loss(spread(logits), spread(target), TERMS), wanted, 1e-12, "spread")
+    for labels in (target, distributed(target, mesh, placed((R,)))):
+        with pytest.raises(ValueError, match=r"target must lie as the rows do, .* unevenly"):
+            ak.robust_loss(spread(logits), labels, TERMS)
+
+
+def test_rows_that_are_spread_otherwise(ranks):
+    ranks(2, check_other_rows)
