@@ -102,7 +102,7 @@ def robust_loss(
             a collection of its field names asks for ("probs" only so). Of several labels
             ``term_losses`` and ``p_y`` are sums weighed with their shares, in passes of their own.
         target_b: second labels, like ``target``, as mixup and CutMix make them. A row's loss is
-            ``lam L(target) + (1 - lam) L(target_b)``, in one pass over the logits. A label that is
+            ``lam L(target) + (1 - lam) L(target_b)``, with one gradient for both. A label that is
             ``ignore_index`` adds nothing, and "mean" divides by what the labels that count add up
             to, each its share times its class weight.
         lam: the share of ``target``: a number in [0, 1], a 0-d tensor, or one for each row, (N,) or
