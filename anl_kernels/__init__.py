@@ -5,6 +5,8 @@ from anl_kernels._version import __version__
 from anl_kernels.backends.cpu.library import empty_cpu_cache
 from anl_kernels.backends.selection import use_backend
 from anl_kernels.checks import check_labels
+from anl_kernels.distributed.batch import column_means
+from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.functional import Aux, anl, nce, nnce, robust_loss, softmax
 from anl_kernels.linear.functional import linear_robust_loss
 from anl_kernels.linear.module import LinearRobustLoss
@@ -18,8 +20,6 @@ from anl_kernels.losses import (
 from anl_kernels.regularisers.entropy import EntropyRegularisedLoss, entropy_regulariser
 from anl_kernels.regularisers.l1 import L1Hook, add_l1_grad_, l1_penalty
 from anl_kernels.report import EnvReport, env_report
-from anl_kernels.sharding.batch import column_means
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import (
     AEL,
     AGCE,

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from anl_kernels import checks
-from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.distributed.dtensor import is_dtensor, local_part, of_all, of_rows
+from anl_kernels.distributed.fsdp import warn_of_rounding
+from anl_kernels.distributed.rows import RowShards
+from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.options import Reduction, check_reduction, class_scale_at
-from anl_kernels.sharding.dtensor import is_dtensor, local_part, of_all, of_rows
-from anl_kernels.sharding.fsdp import warn_of_rounding
-from anl_kernels.sharding.rows import RowShards
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms, as_terms
 from anl_kernels.terms.row import Row
 

@@ -13,9 +13,9 @@ from torch import Tensor
 import anl_kernels.batching  # noqa: F401, its rules for vmap
 from anl_kernels import ops
 from anl_kernels.backends import reference
-from anl_kernels.backends.interface import RowOutputs
 from anl_kernels.backends.selection import load_backend
 from anl_kernels.checks import forward_mode, on_plain_cpu
+from anl_kernels.interface import RowOutputs
 from anl_kernels.ops import RowSpec
 from anl_kernels.terms import Terms
 
@@ -35,7 +35,7 @@ class RowLossFunction(torch.autograd.Function):
 
     Returns:
         The loss, differentiable, then the fields of
-        :class:`anl_kernels.backends.interface.RowOutputs`, which are not.
+        :class:`anl_kernels.interface.RowOutputs`, which are not.
     """
 
     generate_vmap_rule = True
@@ -92,7 +92,7 @@ class DirectRowLossFunction(torch.autograd.Function):
     """:class:`RowLossFunction`, for ordinary tensors on a CPU, without the dispatcher.
 
     ``apply(logits, target, row_scale, term_weights, RowSpec, terms, list)`` returns the loss, and
-    appends the :class:`anl_kernels.backends.interface.RowOutputs` to the list. An operator that is
+    appends the :class:`anl_kernels.interface.RowOutputs` to the list. An operator that is
     implemented in Python, and every input and output of a Function, cost more than a small kernel:
     128 x 10 logits take a quarter of the time this way.
     """

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import RowOutputs
+from anl_kernels.interface import RowOutputs
 from anl_kernels.ops import RowSpec
 
 _kernels = torch.ops.anl_kernels

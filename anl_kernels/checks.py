@@ -14,8 +14,8 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from anl_kernels.backends.cpu import library
-from anl_kernels.backends.layout import one_stride
 from anl_kernels.labels import is_ignored
+from anl_kernels.layout import one_stride
 from anl_kernels.numbers import as_int, shown
 from anl_kernels.settings import settings
 from anl_kernels.versions import why_unchecked

@@ -16,6 +16,13 @@ from anl_kernels.arguments import factors_of, local_logits
 from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
+from anl_kernels.distributed.dtensor import (
+    is_dtensor,
+    of_rows,
+    on_local_rows,
+    spread_classes,
+)
+from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.execution import Aux, Call, over_ranks, run
 from anl_kernels.mixed.arguments import (
     check_mixed_shards,
@@ -34,13 +41,6 @@ from anl_kernels.options import (
     check_ignore_index,
     check_inplace_flag,
 )
-from anl_kernels.sharding.dtensor import (
-    is_dtensor,
-    of_rows,
-    on_local_rows,
-    spread_classes,
-)
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import NCE, NNCE, Term, Terms
 from anl_kernels.watched import watched_labels
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from anl_kernels import checks
 from anl_kernels.arguments import factors_of, local_logits
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.checks import class_dim, forward_mode, recorded_for_others
+from anl_kernels.distributed.dtensor import of_all, of_rows
+from anl_kernels.distributed.rows import RowShards
+from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.execution import Call, run
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.ops import RowSpec, encode
 from anl_kernels.options import Reduction, check_class_count, check_ignore_index, check_reduction
-from anl_kernels.sharding.dtensor import of_all, of_rows
-from anl_kernels.sharding.rows import RowShards
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE
 from anl_kernels.watched import watched_labels
 

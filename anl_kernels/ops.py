@@ -9,28 +9,27 @@ An operator takes tensors and plain numbers. A sum of terms travels as ``Terms.n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import (
+from anl_kernels.backends.reference import ReferenceKernels
+from anl_kernels.backends.selection import REFERENCE, load_backend
+from anl_kernels.distributed.kernels import ShardedKernels
+from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.interface import (
     Backend,
     RowOutputs,
     RowRequest,
     empty_outputs,
     tensors_only,
 )
-from anl_kernels.backends.layout import empty_like_rows
-from anl_kernels.backends.reference import ReferenceKernels
-from anl_kernels.backends.selection import REFERENCE, load_backend
-from anl_kernels.backends.sharded import ShardedKernels
-from anl_kernels.sharding.shards import ClassShards
+from anl_kernels.layout import empty_like_rows
+from anl_kernels.operators import fake, operator
 from anl_kernels.terms import CE, Terms, decode_terms
 from anl_kernels.terms.symbols import as_tensor, known
-
-library = torch.library.Library("anl_kernels", "DEF")
 
 
 class RowSpec(NamedTuple):
@@ -112,23 +111,6 @@ SPEC = (
     "bool write_grad, bool inplace, bool aux, bool probs, str group, int[] shard_sizes"
 )
 _RETURNS = "(" + ", ".join(f"Tensor {name}" for name in RowOutputs._fields) + ")"
-
-
-def operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make the decorated function an operator's implementation on every device."""
-    name = signature.partition("(")[0]
-
-    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        library.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, implementation, "CompositeExplicitAutograd")
-        return implementation
-
-    return register
-
-
-def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make the decorated function what an operator answers where there is no data."""
-    return torch.library.register_fake(f"anl_kernels::{name}", lib=library)
 
 
 def encode(terms: Terms) -> tuple[str, list[float], Tensor | None]:

@@ -15,7 +15,7 @@ from anl_kernels.numbers import as_flag, as_int, as_number, shown
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from anl_kernels.sharding.shards import ClassShards
+    from anl_kernels.distributed.shards import ClassShards
 
 Reduction = Literal["mean", "sum", "none"]
 AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels import checks
-from anl_kernels.ops import fake, library, operator
+from anl_kernels.operators import fake, library, operator
 from anl_kernels.settings import settings
 
 

@@ -69,7 +69,7 @@ struct SoftmaxBackwardArgs {
   bool past_cache;
 };
 
-// Terms over the columns of a batch: ColumnKernels in anl_kernels/backends/interface.py.
+// Terms over the columns of a batch: ColumnKernels in anl_kernels/interface.py.
 struct ColumnArgs {
   Type type;
   Shape shape;

@@ -170,7 +170,7 @@ struct RowInputs {
 };
 
 // Which outputs row_loss has beside the losses of rows: RowRequest in
-// anl_kernels/backends/interface.py.
+// anl_kernels/interface.py.
 struct Wanted {
   bool grad, inplace, stats, aux, probs;
 };

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.layout import as_rows
+from anl_kernels.layout import as_rows
 from tests.cases import CASES, over
 from tests.helpers import error, expected, loss_and_grad
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anl_kernels.backends.interface import NUM_STATS
+from anl_kernels.interface import NUM_STATS
 from anl_kernels.ops import RowSpec, encode
 from tests.cases import CASES
 from tests.helpers import backend_in_use, random_rows

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from anl_kernels.backends.interface import RowRequest, accumulator_dtype
 from anl_kernels.backends.selection import load_backend
-from anl_kernels.sharding.merge import merge_statistics
+from anl_kernels.distributed.merge import merge_statistics
+from anl_kernels.interface import RowRequest, accumulator_dtype
 from tests.cases import CASES, KINDS, over
 from tests.helpers import error
 

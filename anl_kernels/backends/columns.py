@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import COLUMN_STATISTICS, accumulator_dtype
-from anl_kernels.backends.layout import RowView, as_rows, writable_rows
+from anl_kernels.interface import COLUMN_STATISTICS, accumulator_dtype
+from anl_kernels.layout import RowView, as_rows, writable_rows
 
 CHUNK_ELEMENTS = 1 << 18
 """Of the logits that are worked on at once: small against a batch, large against a call."""

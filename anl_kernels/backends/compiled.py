@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anl_kernels.backends.interface import RowOutputs, RowRequest, term_numbers
+from anl_kernels.interface import RowOutputs, RowRequest, term_numbers
 from anl_kernels.terms import Terms
 
 

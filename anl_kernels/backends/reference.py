@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends import columns
-from anl_kernels.backends.interface import (
+from anl_kernels.distributed.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
+from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.interface import (
     NUM_STATS,
     RowOutputs,
     RowRequest,
@@ -21,10 +23,8 @@ from anl_kernels.backends.interface import (
     empty_outputs,
     scaled_loss,
 )
-from anl_kernels.backends.layout import empty_like_rows
 from anl_kernels.labels import is_ignored
-from anl_kernels.sharding.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
-from anl_kernels.sharding.shards import ClassShards
+from anl_kernels.layout import empty_like_rows
 from anl_kernels.terms import Term, Terms
 from anl_kernels.terms.dense_row import row_of
 from anl_kernels.terms.row import Row, may_ask

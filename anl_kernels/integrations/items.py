@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.checks import check_label_dtype
 from anl_kernels.integrations.shift import Shift, ask_for_shift
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.losses import Criterion, RobustLoss
 from anl_kernels.terms import Term, Terms
 

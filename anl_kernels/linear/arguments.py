@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from anl_kernels import checks
-from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.distributed.dtensor import local_hidden, local_parameter, of_rows
+from anl_kernels.distributed.rows import RowShards
+from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.numbers import as_flag, as_int, as_number, shown
 from anl_kernels.options import OPTION_CHECKS, aux_outputs
-from anl_kernels.sharding.dtensor import local_hidden, local_parameter, of_rows
-from anl_kernels.sharding.rows import RowShards
-from anl_kernels.sharding.shards import ClassShards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

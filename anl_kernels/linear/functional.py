@@ -10,6 +10,8 @@ from torch import Tensor
 
 from anl_kernels import checks
 from anl_kernels.arguments import factors_of
+from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.execution import Aux, over_ranks
 from anl_kernels.linear.arguments import (
     check_aux,
@@ -32,8 +34,6 @@ from anl_kernels.mixed.arguments import (
     mixed_factors_of,
 )
 from anl_kernels.options import Reduction, check_ignore_index
-from anl_kernels.sharding.dtensor import is_dtensor
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms
 from anl_kernels.watched import watched_labels
 

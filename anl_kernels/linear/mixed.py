@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from anl_kernels import checks, ops
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.execution import Aux
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.linear.arguments import LocalHead
 from anl_kernels.linear.autograd import logits_of
 from anl_kernels.linear.chunks import Chunk

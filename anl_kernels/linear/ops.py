@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import RowOutputs, empty_outputs, scaled_loss
+from anl_kernels.distributed.collectives import add_up_
+from anl_kernels.interface import RowOutputs, empty_outputs, scaled_loss
 from anl_kernels.labels import is_ignored
 from anl_kernels.linear.chunks import Chunk, chunks_of
 from anl_kernels.linear.products import Head, HiddenGradient, WeightGradient
-from anl_kernels.ops import SPEC, RowSpec, fake, operator
-from anl_kernels.sharding.collectives import add_up_
+from anl_kernels.operators import fake, operator
+from anl_kernels.ops import SPEC, RowSpec
 
 
 class HeadSpec(NamedTuple):

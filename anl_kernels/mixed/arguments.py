@@ -9,12 +9,12 @@ from torch import Tensor
 
 from anl_kernels import checks
 from anl_kernels.arguments import reciprocal
-from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.mixed.mixture import Distribution, Mixture, smooths, split, without_smoothing
 from anl_kernels.numbers import as_number, shown
 from anl_kernels.options import Reduction, check_ignore_index, check_reduction, class_scale_at
-from anl_kernels.sharding.dtensor import is_dtensor
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import Term, Terms, as_terms
 from anl_kernels.terms.row import may_ask
 

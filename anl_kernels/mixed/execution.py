@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from anl_kernels import execution
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.checks import class_dim, transforming, watched
+from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.execution import Aux, Call
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.mixed.arguments import MixedFactors
 from anl_kernels.mixed.autograd import MixtureFunction, MixtureSpec
 from anl_kernels.mixed.mixture import Mixture, distribution_losses, term_losses_by_label
-from anl_kernels.sharding.shards import ClassShards
 from anl_kernels.terms import CE, as_terms
 
 _CE = as_terms(CE())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends import reference
-from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.terms import CE, Term, Terms
 from anl_kernels.terms.soft_row import SoftRow
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import Backend, RowRequest, accumulator_dtype
+from anl_kernels.interface import Backend, RowRequest, accumulator_dtype
 from anl_kernels.mixed.mixture import Distribution, Mixture, losses_by_label
 from anl_kernels.terms import CE, as_terms
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from anl_kernels import checks
 from anl_kernels.checks import class_dim
+from anl_kernels.distributed.dtensor import is_dtensor
 from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
 from anl_kernels.numbers import as_int, shown
 from anl_kernels.options import check_ignore_index
 from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
-from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.watched import watched_labels
 
 Stage = Literal["nl", "selnl", "selpl"]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from anl_kernels.arguments import row_scale_of
+from anl_kernels.distributed.dtensor import is_dtensor
 from anl_kernels.functional import robust_loss
 from anl_kernels.labels import is_ignored
 from anl_kernels.log_prob import log_prob
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LossOptions
 from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
-from anl_kernels.sharding.dtensor import is_dtensor
 from anl_kernels.terms import GCE
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from anl_kernels import checks
 from anl_kernels.backends.selection import REFERENCE, choose_backend
+from anl_kernels.distributed.dtensor import AmongDTensors, is_dtensor, local_part, of_rows
+from anl_kernels.distributed.shards import check_group
 from anl_kernels.execution import Aux
 from anl_kernels.labels import is_ignored
 from anl_kernels.losses import RobustLoss
@@ -17,8 +19,6 @@ from anl_kernels.numbers import as_number, shown
 from anl_kernels.regularisers.entropy_autograd import EntropyFunction
 from anl_kernels.regularisers.entropy_formula import definition
 from anl_kernels.regularisers.entropy_ops import EntropySpec
-from anl_kernels.sharding.dtensor import AmongDTensors, is_dtensor, local_part, of_rows
-from anl_kernels.sharding.shards import check_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.checks import class_dim, on_plain_cpu
-from anl_kernels.sharding.collectives import SumOfBatches
+from anl_kernels.distributed.collectives import SumOfBatches
+from anl_kernels.interface import accumulator_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

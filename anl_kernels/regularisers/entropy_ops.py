@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import COLUMN_STATISTICS, ColumnKernels, accumulator_dtype
-from anl_kernels.backends.layout import empty_like_rows
 from anl_kernels.backends.reference import ReferenceKernels
 from anl_kernels.backends.selection import REFERENCE, load_backend
 from anl_kernels.checks import class_dim
-from anl_kernels.ops import fake, operator
+from anl_kernels.distributed.collectives import add_up_
+from anl_kernels.interface import COLUMN_STATISTICS, ColumnKernels, accumulator_dtype
+from anl_kernels.layout import empty_like_rows
+from anl_kernels.operators import fake, operator
 from anl_kernels.regularisers.entropy_formula import of_column_sums
-from anl_kernels.sharding.collectives import add_up_
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

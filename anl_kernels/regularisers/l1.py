@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.checks import (
     FLOATING,
     check_dense,
@@ -17,8 +16,9 @@ from anl_kernels.checks import (
     recorded_for_others,
     transforming,
 )
+from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.numbers import as_number, shown
-from anl_kernels.sharding.dtensor import is_dtensor
 
 # Elements up to which a tensor is small; of what is made at once on a CPU, to stay in its cache.
 _SMALL = 1 << 11

@@ -62,7 +62,7 @@ Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRe
   return result;
 }
 
-// See Backend.row_loss and RowOutputs in anl_kernels/backends/interface.py.
+// See Backend.row_loss and RowOutputs in anl_kernels/interface.py.
 Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                  const OptionalTensor& term_weights, at::IntArrayRef functors,
                  at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,

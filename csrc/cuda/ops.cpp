@@ -42,7 +42,7 @@ void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
   cuda::row_loss(args, workspace, place);
 }
 
-// See Backend.row_loss in anl_kernels/backends/interface.py.
+// See Backend.row_loss in anl_kernels/interface.py.
 Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                  const OptionalTensor& term_weights, at::IntArrayRef functors,
                  at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,

@@ -23,8 +23,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import anl_kernels as ak
-from anl_kernels.backends.interface import RowRequest, accumulator_dtype
 from anl_kernels.backends.triton import launch
+from anl_kernels.interface import RowRequest, accumulator_dtype
 from anl_kernels.terms import as_terms
 
 TARGETS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.interface import RowRequest, accumulator_dtype
 from anl_kernels.backends.selection import load_backend
+from anl_kernels.interface import RowRequest, accumulator_dtype
 from anl_kernels.terms import as_terms
 from tests.cpu.forms import DTYPES, FORMS, each_row, over_some
 from tests.helpers import error, random_rows, rows

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.interface import RowRequest, accumulator_dtype
 from anl_kernels.backends.selection import load_backend
+from anl_kernels.interface import RowRequest, accumulator_dtype
 from tests.cases import CASES
 from tests.cuda import emulated
 from tests.cuda.forms import SHARD_FORMS, forced_of_shards

@@ -5,8 +5,8 @@ import torch
 
 import anl_kernels as ak
 from anl_kernels.backends.cuda import library
-from anl_kernels.backends.interface import RowRequest
 from anl_kernels.backends.selection import load_backend
+from anl_kernels.interface import RowRequest
 from tests.cases import CASES, KINDS, over
 from tests.cuda.forms import SHARD_FORMS, forced_of_shards
 from tests.helpers import error, random_rows

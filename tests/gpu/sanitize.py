@@ -14,8 +14,8 @@ import time
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.interface import RowRequest, accumulator_dtype
 from anl_kernels.backends.selection import choose_backend, load_backend
+from anl_kernels.interface import RowRequest, accumulator_dtype
 from tests.cuda import forms as kernel_forms
 from tests.test_shards import IGNORE, run_shards
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anl_kernels.backends.interface import accumulator_dtype
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
 from anl_kernels.ops import RowSpec, encode
 from tests.cases import CASES

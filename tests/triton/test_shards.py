@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from anl_kernels.backends.interface import NUM_STATISTICS, RowRequest
 from anl_kernels.backends.triton import launch
-from anl_kernels.sharding.merge import merge_statistics
+from anl_kernels.distributed.merge import merge_statistics
+from anl_kernels.interface import NUM_STATISTICS, RowRequest
 from tests.cases import CASES, KINDS, over
 from tests.helpers import error, random_rows
 from tests.test_shards import IGNORE, SPLITS, assert_merged, logits_of, run_shards

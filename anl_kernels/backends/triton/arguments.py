@@ -12,11 +12,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from anl_kernels.backends.interface import RowOutputs, RowRequest, term_numbers
-from anl_kernels.backends.layout import RowView, writable_rows
 from anl_kernels.backends.selection import interpreting
 from anl_kernels.backends.triton.plan import Plan
 from anl_kernels.backends.triton.terms import AFFINE, FUNCTORS, Functor
+from anl_kernels.interface import RowOutputs, RowRequest, term_numbers
+from anl_kernels.layout import RowView, writable_rows
 from anl_kernels.terms import Terms
 
 # Contracting a * b + c into one rounding is what the tests' error bounds were earned with; the

@@ -6,8 +6,6 @@ import torch
 import triton
 from torch import Tensor
 
-from anl_kernels.backends.interface import RowOutputs, RowRequest, empty_outputs, scaled_loss
-from anl_kernels.backends.layout import RowView, as_rows, empty_like_rows, writable_rows
 from anl_kernels.backends.triton.arguments import (
     block_args,
     num_processors,
@@ -36,6 +34,8 @@ from anl_kernels.backends.triton.softmax import (
     softmax_tile_kernel,
 )
 from anl_kernels.backends.triton.terms import FUNCTORS
+from anl_kernels.interface import RowOutputs, RowRequest, empty_outputs, scaled_loss
+from anl_kernels.layout import RowView, as_rows, empty_like_rows, writable_rows
 
 __all__ = [
     "column_grad",

@@ -9,8 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-from anl_kernels.backends.interface import COLUMN_STATISTICS, accumulator_dtype
-from anl_kernels.backends.layout import RowView, as_rows, writable_rows
 from anl_kernels.backends.triton.arguments import (
     block_args,
     num_processors,
@@ -26,6 +24,8 @@ from anl_kernels.backends.triton.columns import (
     column_sums_kernel,
 )
 from anl_kernels.backends.triton.plan import plan_column_sums, plan_rows
+from anl_kernels.interface import COLUMN_STATISTICS, accumulator_dtype
+from anl_kernels.layout import RowView, as_rows, writable_rows
 
 
 def column_sums(

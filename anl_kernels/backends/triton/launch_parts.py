@@ -9,14 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-from anl_kernels.backends.interface import (
-    NUM_STATISTICS,
-    RowOutputs,
-    RowRequest,
-    accumulator_dtype,
-    empty_outputs,
-)
-from anl_kernels.backends.layout import RowView, as_rows
 from anl_kernels.backends.triton.arguments import (
     OPTIONS,
     acc_type,
@@ -34,6 +26,14 @@ from anl_kernels.backends.triton.split import (
     split_statistics_kernel,
     split_sums_kernel,
 )
+from anl_kernels.interface import (
+    NUM_STATISTICS,
+    RowOutputs,
+    RowRequest,
+    accumulator_dtype,
+    empty_outputs,
+)
+from anl_kernels.layout import RowView, as_rows
 
 # The heads of a shard's rows, one a thread, in programs that are small enough to go round.
 FINISH_ROWS, FINISH_WARPS = 64, 2

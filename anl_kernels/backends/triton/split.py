@@ -13,7 +13,6 @@ of whole rows, as one part (``GIVEN``). No atomics: the same bits every time.
 import triton
 import triton.language as tl
 
-from anl_kernels.backends.interface import NUM_STATISTICS
 from anl_kernels.backends.triton.forward import (
     first_of_equals,
     store_argmax,
@@ -34,6 +33,7 @@ from anl_kernels.backends.triton.rows import (
     or_zero,
     row_pointers,
 )
+from anl_kernels.interface import NUM_STATISTICS
 
 COLUMNS = tl.constexpr(NUM_STATISTICS)
 

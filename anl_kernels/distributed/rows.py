@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from anl_kernels.sharding.collectives import CopyToShards, SumOfBatches, SumOfShards
+from anl_kernels.distributed.collectives import CopyToShards, SumOfBatches, SumOfShards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import anl_kernels as ak
 from tests.cases import CASES, KINDS
-from tests.sharding.helpers import NUM_CLASSES, SPLITS, assert_close, mine, shards_of
+from tests.distributed.helpers import NUM_CLASSES, SPLITS, assert_close, mine, shards_of
 
 WIDTH = 6
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from tests.sharding.helpers import NUM_CLASSES, SPLITS, assert_close, mine, random_logits, shards_of
+from tests.distributed.helpers import (
+    NUM_CLASSES,
+    SPLITS,
+    assert_close,
+    mine,
+    random_logits,
+    shards_of,
+)
 
 
 def gce(log_p):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anl_kernels.distributed.collectives import gather
 from anl_kernels.labels import is_ignored
 from anl_kernels.numbers import as_int, shown
-from anl_kernels.sharding.collectives import gather
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

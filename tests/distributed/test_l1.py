@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 import anl_kernels as ak
-from tests.sharding.helpers import assert_close
-from tests.sharding.test_parallel import mesh_of
+from tests.distributed.helpers import assert_close
+from tests.distributed.test_parallel import mesh_of
 
 FACTOR = 0.3
 

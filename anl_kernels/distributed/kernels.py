@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import (
+from anl_kernels.distributed.collectives import add_up_, gather
+from anl_kernels.distributed.merge import merge_statistics
+from anl_kernels.distributed.row import first_of_largest
+from anl_kernels.distributed.shards import IGNORED, ClassShards
+from anl_kernels.interface import (
     NUM_STATISTICS,
     Kernels,
     RowOutputs,
@@ -14,10 +18,6 @@ from anl_kernels.backends.interface import (
     empty_outputs,
     scaled_loss,
 )
-from anl_kernels.sharding.collectives import add_up_, gather
-from anl_kernels.sharding.merge import merge_statistics
-from anl_kernels.sharding.row import first_of_largest
-from anl_kernels.sharding.shards import IGNORED, ClassShards
 
 
 class ShardedKernels:

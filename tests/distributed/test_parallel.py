@@ -8,7 +8,7 @@ from torch import nn
 
 import anl_kernels as ak
 from tests.cases import CASES
-from tests.sharding.helpers import NUM_CLASSES, assert_close, random_logits
+from tests.distributed.helpers import NUM_CLASSES, assert_close, random_logits
 
 TERMS = CASES["ANL-CE"]
 WIDTH = 6

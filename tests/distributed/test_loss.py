@@ -6,7 +6,7 @@ from torch.distributed.tensor import DeviceMesh, Replicate, Shard, distribute_te
 
 import anl_kernels as ak
 from tests.cases import CASES, KINDS
-from tests.sharding.helpers import (
+from tests.distributed.helpers import (
     NUM_CLASSES,
     SPLITS,
     assert_close,

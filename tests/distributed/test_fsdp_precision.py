@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import anl_kernels as ak
-from anl_kernels.sharding import fsdp
-from tests.sharding.meshes import mesh_of
+from anl_kernels.distributed import fsdp
+from tests.distributed.meshes import mesh_of
 
 WIDTH, NUM_CLASSES, ROWS = 6, 11, 64
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import anl_kernels as ak
 from tests.cases import CASES
-from tests.sharding.helpers import NUM_CLASSES, assert_close
-from tests.sharding.meshes import R, distributed, leaf, mesh_of, placed, whole
+from tests.distributed.helpers import NUM_CLASSES, assert_close
+from tests.distributed.meshes import R, distributed, leaf, mesh_of, placed, whole
 
 TERMS = CASES["ANL-CE"]
 WIDTH = 6

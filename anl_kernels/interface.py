@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.layout import empty_like_rows
+from anl_kernels.layout import empty_like_rows
 from anl_kernels.terms import Terms
 
 NUM_STATS = 4
@@ -132,7 +132,7 @@ class Backend(Protocol):
         ...
 
     def empty_like_rows(self, logits: Tensor) -> Tensor:
-        """Where a gradient may go: :func:`anl_kernels.backends.layout.empty_like_rows`."""
+        """Where a gradient may go: :func:`anl_kernels.layout.empty_like_rows`."""
         ...
 
     def row_loss(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from tests.sharding.helpers import NUM_CLASSES, SPLITS, mine, random_logits, shards_of
+from tests.distributed.helpers import NUM_CLASSES, SPLITS, mine, random_logits, shards_of
 
 
 def check_chunked(group, num_classes):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.sharding.ranks import Ranks
+from tests.distributed.ranks import Ranks
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from torch import nn
 import anl_kernels as ak
 from anl_kernels.integrations.items import LogitsLoss
 from tests.cases import CASES, KINDS
-from tests.sharding.helpers import NUM_CLASSES, assert_close, random_logits
-from tests.sharding.meshes import R, distributed, leaf, mesh_of, of_rows, placed, whole
+from tests.distributed.helpers import NUM_CLASSES, assert_close, random_logits
+from tests.distributed.meshes import R, distributed, leaf, mesh_of, of_rows, placed, whole
 
 TERMS = CASES["ANL-CE"]
 # The logits' shape, the mesh, and for each dimension of the mesh the dimension that it shards.

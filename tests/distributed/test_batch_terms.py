@@ -6,8 +6,8 @@ import torch
 import anl_kernels as ak
 from anl_kernels import recipes
 from tests.cases import CASES
-from tests.sharding.helpers import assert_close, random_logits
-from tests.sharding.meshes import R, distributed, leaf, mesh_of, placed, whole
+from tests.distributed.helpers import assert_close, random_logits
+from tests.distributed.meshes import R, distributed, leaf, mesh_of, placed, whole
 
 SHAPES = {"uneven": ((7, 9), (4,), (0,)), "with-empty": ((5, 9), (4,), (0,))} | {
     "space": ((2, 9, 6), (4,), (2,)),

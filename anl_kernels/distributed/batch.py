@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from anl_kernels.backends.interface import accumulator_dtype
 from anl_kernels.checks import check_dtype
-from anl_kernels.sharding.collectives import SumOfBatches, add_up_
-from anl_kernels.sharding.dtensor import is_dtensor
-from anl_kernels.sharding.shards import check_group
+from anl_kernels.distributed.collectives import SumOfBatches, add_up_
+from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.shards import check_group
+from anl_kernels.interface import accumulator_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

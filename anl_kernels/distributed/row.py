@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anl_kernels.sharding.collectives import CopyToShards, SumOfShards, gather, largest
-from anl_kernels.sharding.shards import ClassShards
+from anl_kernels.distributed.collectives import CopyToShards, SumOfShards, gather, largest
+from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.terms.row import Row, lazy
 
 

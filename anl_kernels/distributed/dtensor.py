@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from anl_kernels.sharding.rows import RowShards, shifted, spread
-from anl_kernels.sharding.shards import ClassShards
+from anl_kernels.distributed.rows import RowShards, shifted, spread
+from anl_kernels.distributed.shards import ClassShards
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
