@@ -56,7 +56,7 @@ class RowLossFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        """Hand over the one-pass gradient, or make it from the statistics."""
+        """Hand over the one-pass gradient, or make it from what was saved of rows."""
         spec = ctx.spec
         if grad_loss is None:
             return (None,) * (4 + len(spec))
@@ -80,7 +80,7 @@ class RowLossFunction(torch.autograd.Function):
             by_weight = by_factors.pop() if len(by_factors) > 1 else None
             return by_logits, None, by_factors[0], by_weight, *(None,) * len(spec)
         # Here too on a second backward through the one-pass form.
-        saved = (grad_loss, *ctx.saved_tensors, ctx.stats, ctx.row_losses, ctx.term_losses)
+        saved = (grad_loss, *ctx.saved_tensors, ctx.saved, ctx.row_losses, ctx.term_losses)
         compute = RowGradientFunction.forward
         if differentiable:  # the logits are to be read once more
             compute, spec = RowGradientFunction.apply, spec._replace(inplace=False)
@@ -129,7 +129,7 @@ def _keep(
 ) -> None:
     """Keep the logits for a recomputation, or, in the one-pass form, their gradient."""
     ctx.spec = spec
-    _, ctx.row_losses, grad, ctx.stats, ctx.term_losses, *_ = outputs
+    _, ctx.row_losses, grad, ctx.saved, ctx.term_losses, *_ = outputs
     ctx.save_for_backward(*inputs)
     ctx.grad = None
     if spec.write_grad:
@@ -151,7 +151,7 @@ class RowGradientFunction(torch.autograd.Function):
         target: Tensor,
         row_scale: Tensor,
         term_weights: Tensor | None,
-        stats: Tensor,
+        saved: Tensor,
         row_losses: Tensor,
         term_losses: Tensor,
         needed: tuple[bool, ...],
@@ -162,10 +162,10 @@ class RowGradientFunction(torch.autograd.Function):
         grad_logits = grad_scale = grad_weights = None
         upstream = grad_loss * row_scale
         if needed[0]:
-            if spec.write_grad:  # the one-pass form kept no statistics
+            if spec.write_grad:  # the one-pass form kept nothing of rows
                 again = spec._replace(write_grad=False, aux=False, probs=False)
-                stats = _kernels.row_loss(logits, target, row_scale, term_weights, *again)[3]
-            grad_logits = _row_grad(logits, target, upstream, stats, spec)
+                saved = _kernels.row_loss(logits, target, row_scale, term_weights, *again)[3]
+            grad_logits = _row_grad(logits, target, upstream, saved, spec)
         if needed[2]:
             losses = grad_loss * row_losses.view(target.shape)
             grad_scale = losses.sum() if row_scale.dim() == 0 else losses
@@ -206,12 +206,12 @@ class RowGradientFunction(torch.autograd.Function):
 
 
 def _row_grad(
-    logits: Tensor, target: Tensor, upstream: Tensor, stats: Tensor, spec: RowSpec
+    logits: Tensor, target: Tensor, upstream: Tensor, saved: Tensor, spec: RowSpec
 ) -> Tensor:
     if spec.inplace:
-        _kernels.row_grad_(logits, target, upstream, stats, *spec)
+        _kernels.row_grad_(logits, target, upstream, saved, *spec)
         return logits.detach()
-    return _kernels.row_grad(logits, target, upstream, stats, *spec)
+    return _kernels.row_grad(logits, target, upstream, saved, *spec)
 
 
 def _formula_gradients(

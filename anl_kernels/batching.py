@@ -130,11 +130,11 @@ def _row_grad(
     logits: Tensor,
     target: Tensor,
     row_scale: Tensor,
-    stats: Tensor,
+    saved: Tensor,
     *spec: Any,
 ) -> tuple[Any, Any]:
     samples, rows = _rows_of(size, in_dims, logits, target, row_scale)
-    of_rows = _batched(stats, in_dims[3], size).flatten(0, 1)
+    of_rows = _batched(saved, in_dims[3], size).flatten(0, 1)
     return samples.split(_kernels.row_grad(*rows, of_rows, *spec)), 0
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 from anl_kernels.layout import empty_like_rows
 from anl_kernels.terms import Terms
 
-NUM_STATS = 4
+NUM_SAVED = 4
 """Saved numbers of a row beside one slope for each term; see docs/math.md."""
 
 
-NUM_STATISTICS = 5
-"""Columns of :meth:`Kernels.shard_statistics`."""
+NUM_PARTIALS = 5
+"""Columns of :meth:`Kernels.shard_partials`."""
 
-COLUMN_STATISTICS = 2
-"""Columns of the statistics that :meth:`ColumnKernels.column_sums` keeps of rows."""
+NUM_LSE_PARTS = 2
+"""Columns of what :meth:`ColumnKernels.column_sums` saves of rows."""
 
 NUM_SCALARS = 3
 """Most hyper-parameters that a functor takes."""
@@ -51,7 +51,7 @@ class RowRequest(NamedTuple):
     """The gradient, times ``row_scale``."""
     inplace: bool = False
     """Put that gradient where the logits are."""
-    write_stats: bool = False
+    write_saved: bool = False
     """What :meth:`Backend.row_grad` needs."""
     aux: bool = False
     """Term losses, lse, p_y and argmax."""
@@ -68,8 +68,8 @@ class RowOutputs(NamedTuple):
     """(N,), unscaled; 0 for an ignored row."""
     grad: Tensor
     """Shape of the logits."""
-    stats: Tensor
-    """(N, NUM_STATS + T)."""
+    saved: Tensor
+    """(N, NUM_SAVED + T)."""
     term_losses: Tensor
     """(N, T), unweighted."""
     lse: Tensor
@@ -105,7 +105,7 @@ def empty_outputs(logits: Tensor, target: Tensor, request: RowRequest) -> RowOut
         loss=logits.new_empty(() if request.reduce else target.shape, dtype=acc),
         row_losses=rows(True),
         grad=like_logits(request.write_grad and not request.inplace),
-        stats=rows(request.write_stats, NUM_STATS + T),
+        saved=rows(request.write_saved, NUM_SAVED + T),
         term_losses=rows(request.aux, T),
         lse=rows(request.aux),
         p_y=rows(request.aux),
@@ -157,7 +157,7 @@ class Backend(Protocol):
         logits: Tensor,
         target: Tensor,
         row_scale: Tensor,
-        stats: Tensor,
+        saved: Tensor,
         request: RowRequest,
     ) -> None:
         """Write to ``grad`` the gradient times ``row_scale``; ``grad`` may be the logits."""
@@ -180,7 +180,7 @@ class ColumnKernels(Backend, Protocol):
         anything.
 
         Returns:
-            (K,) in the accumulator dtype; and (N, COLUMN_STATISTICS) for :meth:`column_grad`, the
+            (K,) in the accumulator dtype; and (N, NUM_LSE_PARTS) for :meth:`column_grad`, the
             maximum m of each row and log s, lse = m + log s: 0 for a row that does not count.
         """
         ...
@@ -190,7 +190,7 @@ class ColumnKernels(Backend, Protocol):
         grad: Tensor,
         logits: Tensor,
         counted: Tensor | None,
-        statistics: Tensor,
+        partials: Tensor,
         slopes: Tensor,
         scale: Tensor,
         low: float,
@@ -213,7 +213,7 @@ class Kernels(ColumnKernels, Protocol):
         """Whether a functor's sum needs the row's lse first: :meth:`shard_sums` makes it."""
         ...
 
-    def shard_statistics(
+    def shard_partials(
         self, logits: Tensor, target: Tensor, request: RowRequest
     ) -> tuple[Tensor, Tensor]:
         """What a shard, some of the classes of every row, knows before the row's lse is known.
@@ -223,7 +223,7 @@ class Kernels(ColumnKernels, Protocol):
         ``request.aux``.
 
         Returns:
-            (N, NUM_STATISTICS) in the accumulator dtype: of the classes here, less the label and
+            (N, NUM_PARTIALS) in the accumulator dtype: of the classes here, less the label and
             those with a logit of -inf, their maximum m (-inf if there is none), the sums of
             exp(z - m) and of z - m, and their number; then the label's logit, -inf if it is
             elsewhere. And the place of that maximum, the first of equals, as (N,) int64; without
@@ -232,9 +232,9 @@ class Kernels(ColumnKernels, Protocol):
         ...
 
     def shard_sums(
-        self, logits: Tensor, target: Tensor, statistics: Tensor, request: RowRequest
+        self, logits: Tensor, target: Tensor, partials: Tensor, request: RowRequest
     ) -> Tensor:
-        """Sums over the classes of a shard, less the label, once the statistics are of whole rows.
+        """Sums over the classes of a shard, less the label, once the partials are of whole rows.
 
         Returns:
             (N, 2 * number of dense terms) in the accumulator dtype: for each, in the order of the
@@ -244,19 +244,19 @@ class Kernels(ColumnKernels, Protocol):
 
     def shard_finish(
         self,
-        statistics: Tensor,
+        partials: Tensor,
         sums: Tensor,
         target: Tensor,
         term_weights: Tensor | None,
         request: RowRequest,
     ) -> RowOutputs:
-        """The heads of rows, from statistics and sums of all their classes.
+        """The heads of rows, from partials and sums of all their classes.
 
         Of the target only whether it is ``ignore_index`` matters. A label's logit of NaN makes the
         row NaN.
 
         Returns:
-            Row losses and, as ``request`` asks, stats, term losses, lse and p_y; nothing else.
+            Row losses and, as ``request`` asks, saved, term losses, lse and p_y; nothing else.
         """
         ...
 

@@ -271,7 +271,7 @@ class _LogProbsFunction(torch.autograd.Function):
     def forward(
         logits: Tensor, classes: Tensor, ignore_index: int, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The log-probabilities, the label, and the statistics that backward needs."""
+        """The log-probabilities, the label, and what backward needs."""
         dim = class_dim(logits)
         z, top = _most_probable(logits, classes, ignore_index)
         label, z_top = classes.gather(dim, top), z.gather(dim, top)
@@ -292,7 +292,7 @@ class _LogProbsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """``scatter(grad) - p * sum(grad)``."""
-        logits, classes, log_probs, label, stats = ctx.saved_tensors
+        logits, classes, log_probs, label, saved = ctx.saved_tensors
         ignore_index, backend = ctx.args
         grad = grad.masked_fill(is_ignored(classes, ignore_index), 0)
         if torch.is_grad_enabled() or forward_mode():
@@ -300,7 +300,7 @@ class _LogProbsFunction(torch.autograd.Function):
         dim = class_dim(logits)
         total = grad.sum(dim, keepdim=True)
         grad_logits = _kernels.row_grad(
-            logits, label.squeeze(dim), -total.squeeze(dim), stats, *_spec(ignore_index, backend)
+            logits, label.squeeze(dim), -total.squeeze(dim), saved, *_spec(ignore_index, backend)
         )
         values = _gradient_at(classes, logits.shape[dim], grad, total, log_probs, label, dim)
         # Those of ignored entries go where the label's went, and are the same.

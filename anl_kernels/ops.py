@@ -46,7 +46,7 @@ class RowSpec(NamedTuple):
     reduce: bool = True
     """One loss, the sum over rows; else one for each row."""
     write_grad: bool = False
-    """The one-pass form: the gradient comes with the loss. Else statistics come, which
+    """The one-pass form: the gradient comes with the loss. Else numbers to save of rows come, which
     ``row_grad`` makes the gradient from."""
     inplace: bool = False
     """The gradient may take the place of the logits."""
@@ -93,7 +93,7 @@ class RowSpec(NamedTuple):
             reduce=self.reduce,
             write_grad=self.write_grad,
             inplace=self.inplace,
-            write_stats=not self.write_grad,
+            write_saved=not self.write_grad,
             aux=self.aux,
             probs=self.probs,
         )
@@ -183,16 +183,16 @@ def row_loss_(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
 fake("row_loss_")(_fake_row_loss)
 
 
-_ROW_GRAD_ARGS = f"Tensor target, Tensor row_scale, Tensor stats, {SPEC}"
+_ROW_GRAD_ARGS = f"Tensor target, Tensor row_scale, Tensor saved, {SPEC}"
 
 
 @operator(f"row_grad(Tensor logits, {_ROW_GRAD_ARGS}) -> Tensor")
 def row_grad(
-    logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any
+    logits: Tensor, target: Tensor, row_scale: Tensor, saved: Tensor, *spec: Any
 ) -> Tensor:
-    """The gradient out of ``row_loss``'s statistics, times ``row_scale`` before it is rounded."""
+    """The gradient out of what ``row_loss`` saved, times ``row_scale`` before it is rounded."""
     grad = RowSpec(*spec).load().empty_like_rows(logits)
-    _row_grad_into(grad, logits, target, row_scale, stats, spec)
+    _row_grad_into(grad, logits, target, row_scale, saved, spec)
     return grad
 
 
@@ -202,10 +202,10 @@ def _(logits: Tensor, *args: Any) -> Tensor:
 
 
 @operator(f"row_grad_(Tensor(a!) logits, {_ROW_GRAD_ARGS}) -> ()")
-def row_grad_(logits: Tensor, target: Tensor, row_scale: Tensor, stats: Tensor, *spec: Any) -> None:
+def row_grad_(logits: Tensor, target: Tensor, row_scale: Tensor, saved: Tensor, *spec: Any) -> None:
     """:func:`row_grad`, written over the logits."""
     torch.autograd.graph.increment_version(logits)
-    _row_grad_into(logits, logits, target, row_scale, stats, spec)
+    _row_grad_into(logits, logits, target, row_scale, saved, spec)
 
 
 def _row_grad_into(
@@ -213,12 +213,12 @@ def _row_grad_into(
     logits: Tensor,
     target: Tensor,
     row_scale: Tensor,
-    stats: Tensor,
+    saved: Tensor,
     spec: tuple[Any, ...],
 ) -> None:
     options = RowSpec(*spec)
     backend = options.load()
-    backend.row_grad(grad, logits, target, row_scale, stats, options.request)
+    backend.row_grad(grad, logits, target, row_scale, saved, options.request)
 
 
 @fake("row_grad_")

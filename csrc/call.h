@@ -42,24 +42,24 @@ struct RowArgs {
 struct RowLossArgs : RowArgs {
   const void* term_weights; // (T,), in the place of the weights in terms, or null
   Rows probs;
-  void *row_losses, *stats, *term_losses, *lse, *p_y;
+  void *row_losses, *saved, *term_losses, *lse, *p_y;
   int64_t* argmax;
 };
 
 struct RowGradArgs : RowArgs {
-  const void* stats;
+  const void* saved;
 };
 
 // Numbers of a row that shards exchange before its lse is known: m, mass and total of the others,
-// their count, z_y (Kernels.shard_statistics).
-constexpr int num_statistics = 5;
+// their count, z_y (Kernels.shard_partials).
+constexpr int num_partials = 5;
 
-// A row_loss in three calls, for rows of which each shard has some classes: statistics, sums,
+// A row_loss in three calls, for rows of which each shard has some classes: partials, sums,
 // heads. A label that is no class is in another shard.
 struct ShardArgs : RowLossArgs {
-  void* statistics; // (N, num_statistics): a result of the first call; of whole rows in the others
-  void* sums;       // (N, dense terms, 2): a result of the second, of whole rows in the third
-  bool aux;         // ignored rows are read
+  void* partials; // (N, num_partials): a result of the first call; of whole rows in the others
+  void* sums;     // (N, dense terms, 2): a result of the second, of whole rows in the third
+  bool aux;       // ignored rows are read
 };
 
 struct SoftmaxBackwardArgs {
@@ -76,9 +76,9 @@ struct ColumnArgs {
   Rows logits;
   const bool* counted; // null: every row counts
   double low, high;
-  void* statistics; // (N, num_column_statistics)
+  void* lse_parts; // (N, num_lse_parts)
 };
-constexpr int num_column_statistics = 2; // m, log_s
+constexpr int num_lse_parts = 2; // m, log_s
 
 struct ColumnSumsArgs : ColumnArgs {
   void* sums; // (K,)

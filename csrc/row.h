@@ -7,7 +7,7 @@
 namespace anl {
 
 // Saved numbers of a row beside one slope for each term: m, log_s, the target's gradient, q.
-constexpr int num_stats = 4;
+constexpr int num_saved = 4;
 
 template <class V> struct Softmax {
   V m, log_s;       // lse = m + log_s

@@ -172,7 +172,7 @@ struct RowInputs {
 // Which outputs row_loss has beside the losses of rows: RowRequest in
 // anl_kernels/interface.py.
 struct Wanted {
-  bool grad, inplace, stats, aux, probs;
+  bool grad, inplace, saved, aux, probs;
 };
 
 // RowOutputs there, in that order; undefined, None in Python, where it is not wanted.
@@ -197,7 +197,7 @@ struct RowLossCall : RowInputs {
     args.term_weights = data_of(weights);
     args.grad = rows_of(wanted.grad && wanted.inplace ? given : std::get<2>(outputs));
     args.row_losses = data_of(std::get<1>(outputs));
-    args.stats = data_of(std::get<3>(outputs));
+    args.saved = data_of(std::get<3>(outputs));
     args.term_losses = data_of(std::get<4>(outputs));
     args.lse = data_of(std::get<5>(outputs));
     args.p_y = data_of(std::get<6>(outputs));
@@ -218,7 +218,7 @@ private:
     return {Tensor(),
             rows(true, {N}),
             like_logits(wanted.grad && !wanted.inplace),
-            rows(wanted.stats, {N, num_stats + T}),
+            rows(wanted.saved, {N, num_saved + T}),
             rows(wanted.aux, {N, T}),
             rows(wanted.aux, {N}),
             rows(wanted.aux, {N}),
@@ -229,16 +229,16 @@ private:
 
 // A call of row_grad, which writes to `grad`.
 struct RowGradCall : RowInputs {
-  Tensor stats;
+  Tensor saved;
   RowGradArgs args = {};
 
   RowGradCall(const Tensor& grad, const Tensor& given, const Tensor& target,
-              const Tensor& row_scale, const Tensor& saved, const TermList& list,
+              const Tensor& row_scale, const Tensor& given_saved, const TermList& list,
               int64_t ignore_index)
-      : RowInputs(given, target, row_scale), stats(saved.contiguous()) {
+      : RowInputs(given, target, row_scale), saved(given_saved.contiguous()) {
     fill_in(args, list, ignore_index);
     args.grad = rows_of(grad);
-    args.stats = stats.data_ptr();
+    args.saved = saved.data_ptr();
   }
 };
 
@@ -269,52 +269,52 @@ struct ShardCall : RowInputs {
   }
 };
 
-struct ShardStatisticsCall : ShardCall {
-  Tensor statistics, best;
+struct ShardPartialsCall : ShardCall {
+  Tensor partials, best;
 
-  ShardStatisticsCall(const Tensor& given, const Tensor& target, int64_t ignore_index, bool aux)
-      : ShardCall(given, target, {}, ignore_index, aux), statistics(rows({N, num_statistics})),
+  ShardPartialsCall(const Tensor& given, const Tensor& target, int64_t ignore_index, bool aux)
+      : ShardCall(given, target, {}, ignore_index, aux), partials(rows({N, num_partials})),
         best(at::empty({aux ? N : 0}, logits.options().dtype(at::kLong))) {
-    args.statistics = statistics.data_ptr();
+    args.partials = partials.data_ptr();
     args.argmax = aux ? best.data_ptr<int64_t>() : nullptr;
   }
 };
 
 struct ShardSumsCall : ShardCall {
-  Tensor statistics, sums;
+  Tensor partials, sums;
 
   ShardSumsCall(const Tensor& given, const Tensor& target, const Tensor& merged,
                 const TermList& list, int64_t ignore_index, bool aux)
-      : ShardCall(given, target, list, ignore_index, aux), statistics(made(merged, num_statistics)),
+      : ShardCall(given, target, list, ignore_index, aux), partials(made(merged, num_partials)),
         sums(rows({N, 2 * list.num_dense()})) {
-    args.statistics = statistics.data_ptr();
+    args.partials = partials.data_ptr();
     args.sums = sums.data_ptr();
   }
   bool empty() const { return ShardCall::empty() || sums.numel() == 0; }
 };
 
-// Row losses, stats, term losses, lse, p_y.
+// Row losses, saved, term losses, lse, p_y.
 using ShardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The statistics are the rows that are read.
+// The partials are the rows that are read.
 struct ShardFinishCall : ShardCall {
   Tensor sums, weights;
   ShardOutputs outputs;
 
   ShardFinishCall(const Tensor& merged, const Tensor& summed, const Tensor& target,
                   const OptionalTensor& term_weights, const TermList& list, int64_t ignore_index,
-                  bool write_stats, bool aux)
+                  bool write_saved, bool aux)
       : ShardCall(merged.contiguous(), target, list, ignore_index, aux),
         sums(made(summed, 2 * list.num_dense())),
         weights(term_weights ? term_weights->contiguous() : Tensor()),
-        outputs{rows({N}), write_stats ? rows({N, num_stats + list.size()}) : Tensor(),
+        outputs{rows({N}), write_saved ? rows({N, num_saved + list.size()}) : Tensor(),
                 aux ? rows({N, list.size()}) : Tensor(), aux ? rows({N}) : Tensor(),
                 aux ? rows({N}) : Tensor()} {
-    args.statistics = made(logits, num_statistics).data_ptr();
+    args.partials = made(logits, num_partials).data_ptr();
     args.sums = sums.data_ptr();
     args.term_weights = data_of(weights);
     args.row_losses = data_of(std::get<0>(outputs));
-    args.stats = data_of(std::get<1>(outputs));
+    args.saved = data_of(std::get<1>(outputs));
     args.term_losses = data_of(std::get<2>(outputs));
     args.lse = data_of(std::get<3>(outputs));
     args.p_y = data_of(std::get<4>(outputs));
@@ -375,34 +375,34 @@ struct ColumnInputs {
 };
 
 struct ColumnSumsCall : ColumnInputs {
-  Tensor sums, statistics;
+  Tensor sums, lse_parts;
   ColumnSumsArgs args = {};
 
   ColumnSumsCall(const Tensor& given, const OptionalTensor& counted, double low, double high)
       : ColumnInputs(given, counted) {
     fill_in(args, low, high);
     sums = numbers({args.shape.K});
-    statistics = numbers({args.shape.rows(), num_column_statistics});
+    lse_parts = numbers({args.shape.rows(), num_lse_parts});
     if (empty())
       sums.zero_();
     args.sums = sums.data_ptr();
-    args.statistics = statistics.data_ptr();
+    args.lse_parts = lse_parts.data_ptr();
   }
 };
 
 // `grad` has one stride.
 struct ColumnGradCall : ColumnInputs {
-  Tensor statistics, slopes, scale;
+  Tensor lse_parts, slopes, scale;
   ColumnGradArgs args = {};
 
   ColumnGradCall(const Tensor& grad, const Tensor& given, const OptionalTensor& counted,
-                 const Tensor& statistics, const Tensor& slopes, const Tensor& scale, double low,
+                 const Tensor& lse_parts, const Tensor& slopes, const Tensor& scale, double low,
                  double high, bool accumulate)
-      : ColumnInputs(given, counted), statistics(of_kernels(statistics)),
-        slopes(of_kernels(slopes)), scale(of_kernels(scale)) {
+      : ColumnInputs(given, counted), lse_parts(of_kernels(lse_parts)), slopes(of_kernels(slopes)),
+        scale(of_kernels(scale)) {
     fill_in(args, low, high);
     args.grad = rows_of(grad);
-    args.statistics = this->statistics.data_ptr();
+    args.lse_parts = this->lse_parts.data_ptr();
     args.slopes = this->slopes.data_ptr();
     args.scale = this->scale.data_ptr();
     args.accumulate = accumulate;

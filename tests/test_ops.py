@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anl_kernels.interface import NUM_STATS
+from anl_kernels.interface import NUM_SAVED
 from anl_kernels.ops import RowSpec, encode
 from tests.cases import CASES
 from tests.helpers import backend_in_use, random_rows
@@ -135,9 +135,9 @@ def test_row_loss_in_place(device):
 
 def grad_args(device, dtype=torch.float32):
     logits, target, row_scale, _ = row_args(device, dtype, requires_grad=False, per_row=True)
-    stats = OPS.row_loss(logits, target, row_scale, None, *spec())[3]
-    assert stats.shape == (3, NUM_STATS + len(TERMS))
-    return logits, target, row_scale, stats
+    saved = OPS.row_loss(logits, target, row_scale, None, *spec())[3]
+    assert saved.shape == (3, NUM_SAVED + len(TERMS))
+    return logits, target, row_scale, saved
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -200,9 +200,9 @@ def test_scale_multiplies(device):
 
 
 def test_in_place_operators_bump_the_version(device):
-    logits, target, scale, stats = grad_args(device)
+    logits, target, scale, saved = grad_args(device)
     version = logits._version
-    OPS.row_grad_(logits, target, scale, stats, *spec(inplace=True))
+    OPS.row_grad_(logits, target, scale, saved, *spec(inplace=True))
     assert logits._version > version
     version = logits._version
     OPS.row_loss_(logits, target, scale, None, *spec(write_grad=True, inplace=True))

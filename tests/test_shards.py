@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anl_kernels.backends.selection import load_backend
-from anl_kernels.distributed.merge import merge_statistics
+from anl_kernels.distributed.merge import merge_partials
 from anl_kernels.interface import RowRequest, accumulator_dtype
 from tests.cases import CASES, KINDS, over
 from tests.helpers import error
@@ -41,24 +41,24 @@ def run_shards(kernels, logits, target, request, splits, row_scale):
     """(row_loss's outputs, the gradient, the argmax's candidates) out of shards."""
     bounds = list(pairwise(splits))
     shards = [(logits[:, a:b], local(target, a, b)) for a, b in bounds]
-    made = [kernels.shard_statistics(z, y, request) for z, y in shards]
-    statistics = merge_statistics(torch.stack([columns for columns, _ in made]))
-    sums = sum(kernels.shard_sums(z, y, statistics, request) for z, y in shards)
-    outputs = kernels.shard_finish(statistics, sums, target, None, request)
+    made = [kernels.shard_partials(z, y, request) for z, y in shards]
+    partials = merge_partials(torch.stack([columns for columns, _ in made]))
+    sums = sum(kernels.shard_sums(z, y, partials, request) for z, y in shards)
+    outputs = kernels.shard_finish(partials, sums, target, None, request)
     grad = torch.full_like(logits, torch.nan)
     for (z, y), (a, b) in zip(shards, bounds, strict=True):
-        kernels.row_grad(grad[:, a:b], z, y, row_scale, outputs.stats, request)
+        kernels.row_grad(grad[:, a:b], z, y, row_scale, outputs.saved, request)
     return outputs, grad, [best for _, best in made]
 
 
 def assert_merged(kernels, logits, target, terms, splits, tolerance, **asked):
     kernels = load_backend(kernels)
-    request = RowRequest(terms, IGNORE, write_stats=True, **asked)
+    request = RowRequest(terms, IGNORE, write_saved=True, **asked)
     acc = accumulator_dtype(logits.dtype)
     row_scale = torch.rand(target.shape, dtype=acc, device=logits.device)
     whole = kernels.row_loss(logits, target, row_scale, None, request)
     wanted = torch.empty_like(logits)
-    kernels.row_grad(wanted, logits, target, row_scale, whole.stats, request)
+    kernels.row_grad(wanted, logits, target, row_scale, whole.saved, request)
     parts, grad, _ = run_shards(kernels, logits, target, request, splits, row_scale)
     for name in ("row_losses", "lse", "p_y", "term_losses") if asked else ("row_losses",):
         assert error(getattr(parts, name), getattr(whole, name)) <= tolerance, name
@@ -96,7 +96,7 @@ def test_the_best_of_the_others(kernels, device, poisoned):
     logits[2, 4] = 0.0
     target = torch.tensor([2, -1, IGNORE], device=device)
     request = RowRequest(CASES["ANL-CE"], IGNORE, aux=True)
-    columns, best = load_backend(kernels).shard_statistics(logits, target, request)
+    columns, best = load_backend(kernels).shard_partials(logits, target, request)
     assert best.tolist() == [5, 7, 4]
     assert columns[:, 0].tolist() == [1.0, 1.0, 0.0]
     assert columns[:, 3].tolist() == [7.0, 8.0, 1.0]
@@ -106,9 +106,9 @@ def test_the_best_of_the_others(kernels, device, poisoned):
 def test_ignored_rows_are_not_read(kernels, device, poisoned):
     logits = torch.full((2, 9), torch.nan, device=device)
     target = torch.full((2,), IGNORE, device=device)
-    request = RowRequest(CASES["ANL-CE"], IGNORE, write_stats=True)
+    request = RowRequest(CASES["ANL-CE"], IGNORE, write_saved=True)
     kernels = load_backend(kernels)
-    columns, _ = kernels.shard_statistics(logits, target, request)
+    columns, _ = kernels.shard_partials(logits, target, request)
     assert columns.tolist() == [[-torch.inf, 0.0, 0.0, 0.0, -torch.inf]] * 2
     sums = kernels.shard_sums(logits, target, columns, request)
     assert not sums.any()
@@ -118,7 +118,7 @@ def test_ignored_rows_are_not_read(kernels, device, poisoned):
 def test_nan_logits_make_nan(kernels, device):
     logits, target = torch.randn(3, 60, device=device), torch.tensor([0, 30, 59], device=device)
     logits[1, 40] = torch.nan
-    request = RowRequest(CASES["ANL-CE"], IGNORE, write_stats=True)
+    request = RowRequest(CASES["ANL-CE"], IGNORE, write_saved=True)
     scale = torch.ones((), device=device)
     splits = SPLITS["even"]
     outputs, grad, _ = run_shards(load_backend(kernels), logits, target, request, splits, scale)
@@ -130,9 +130,9 @@ def test_nan_logits_make_nan(kernels, device):
 def test_a_label_that_is_nowhere_makes_nan_in_its_row(label, kernels, device):
     """Who merges sets its logit to NaN; no kernel reads outside of the shard."""
     logits, target = torch.randn(3, 60, device=device), torch.tensor([0, label, 59], device=device)
-    request = RowRequest(CASES["ANL-CE"], IGNORE, write_stats=True)
+    request = RowRequest(CASES["ANL-CE"], IGNORE, write_saved=True)
     kernels = load_backend(kernels)
-    columns, _ = kernels.shard_statistics(logits, target, request)
+    columns, _ = kernels.shard_partials(logits, target, request)
     assert columns[1, 4] == -torch.inf
     columns[1, 4] = torch.nan
     sums = kernels.shard_sums(logits, target, columns, request)
@@ -141,10 +141,10 @@ def test_a_label_that_is_nowhere_makes_nan_in_its_row(label, kernels, device):
 
 
 def test_no_rows(kernels, device):
-    request = RowRequest(CASES["ANL-CE"], IGNORE, write_stats=True, aux=True)
+    request = RowRequest(CASES["ANL-CE"], IGNORE, write_saved=True, aux=True)
     kernels = load_backend(kernels)
     logits, target = torch.empty(0, 9, device=device), torch.empty(0, device=device).long()
-    columns, best = kernels.shard_statistics(logits, target, request)
+    columns, best = kernels.shard_partials(logits, target, request)
     sums = kernels.shard_sums(logits, target, columns, request)
     outputs = kernels.shard_finish(columns, sums, target, None, request)
     assert columns.shape == (0, 5)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anl_kernels.interface import COLUMN_STATISTICS, accumulator_dtype
+from anl_kernels.interface import NUM_LSE_PARTS, accumulator_dtype
 from anl_kernels.layout import RowView, as_rows, writable_rows
 
 CHUNK_ELEMENTS = 1 << 18
@@ -41,7 +41,7 @@ def column_sums(
     B, K, M = view.shape
     dtype = accumulator_dtype(logits.dtype)
     sums = logits.new_zeros((K,), dtype=dtype)
-    statistics = logits.new_zeros((B, M, COLUMN_STATISTICS), dtype=dtype)
+    lse_parts = logits.new_zeros((B, M, NUM_LSE_PARTS), dtype=dtype)
     counts = None if counted is None else counted.reshape(B, M)
     for part in _parts(view):
         z = part.of(view.tensor).to(dtype)
@@ -57,15 +57,15 @@ def column_sums(
             p = p.masked_fill(~counts_here.unsqueeze(1), 0)
             made = made.masked_fill(~counts_here.unsqueeze(-1), 0)
         sums += p.sum((0, 2))
-        part.of_rows(statistics).copy_(made)
-    return sums, statistics.view(-1, COLUMN_STATISTICS)
+        part.of_rows(lse_parts).copy_(made)
+    return sums, lse_parts.view(-1, NUM_LSE_PARTS)
 
 
 def column_grad(
     grad: Tensor,
     logits: Tensor,
     counted: Tensor | None,
-    statistics: Tensor,
+    lse_parts: Tensor,
     slopes: Tensor,
     scale: Tensor,
     low: float,
@@ -75,7 +75,7 @@ def column_grad(
     """See ``ColumnKernels.column_grad``."""
     view, out = as_rows(logits), writable_rows(grad).tensor
     B, _, M = view.shape
-    by_row = statistics.view(B, M, COLUMN_STATISTICS)
+    by_row = lse_parts.view(B, M, NUM_LSE_PARTS)
     counts = None if counted is None else counted.reshape(B, M)
     for part in _parts(view):
         m, log_s = part.of_rows(by_row).unsqueeze(1).unbind(-1)

@@ -55,7 +55,7 @@ class CompiledBackend:
                 request.reduce,
                 request.write_grad,
                 request.inplace,
-                request.write_stats,
+                request.write_saved,
                 request.aux,
                 request.probs,
             )
@@ -67,37 +67,37 @@ class CompiledBackend:
         logits: Tensor,
         target: Tensor,
         row_scale: Tensor,
-        stats: Tensor,
+        saved: Tensor,
         request: RowRequest,
     ) -> None:
         """See ``Backend.row_grad``."""
         encoded = request.terms.derived(self._encode)
         self._operators.row_grad_into(
-            grad, logits, target, row_scale, stats, *encoded, request.ignore_index
+            grad, logits, target, row_scale, saved, *encoded, request.ignore_index
         )
 
     def is_dense(self, functor: str) -> bool:
         """See ``Kernels.is_dense``."""
         return functor in self._dense
 
-    def shard_statistics(
+    def shard_partials(
         self, logits: Tensor, target: Tensor, request: RowRequest
     ) -> tuple[Tensor, Tensor]:
-        """See ``Kernels.shard_statistics``."""
-        return self._operators.shard_statistics(logits, target, request.ignore_index, request.aux)
+        """See ``Kernels.shard_partials``."""
+        return self._operators.shard_partials(logits, target, request.ignore_index, request.aux)
 
     def shard_sums(
-        self, logits: Tensor, target: Tensor, statistics: Tensor, request: RowRequest
+        self, logits: Tensor, target: Tensor, partials: Tensor, request: RowRequest
     ) -> Tensor:
         """See ``Kernels.shard_sums``."""
         encoded = request.terms.derived(self._encode)
         return self._operators.shard_sums(
-            logits, target, statistics, *encoded, request.ignore_index, request.aux
+            logits, target, partials, *encoded, request.ignore_index, request.aux
         )
 
     def shard_finish(
         self,
-        statistics: Tensor,
+        partials: Tensor,
         sums: Tensor,
         target: Tensor,
         term_weights: Tensor | None,
@@ -105,14 +105,14 @@ class CompiledBackend:
     ) -> RowOutputs:
         """See ``Kernels.shard_finish``."""
         encoded = request.terms.derived(self._encode)
-        nothing = statistics.new_empty((0,))
+        nothing = partials.new_empty((0,))
         row_losses, *others = self._operators.shard_finish(
-            statistics, sums, target, term_weights, *encoded, request.ignore_index,
-            request.write_stats, request.aux,
+            partials, sums, target, term_weights, *encoded, request.ignore_index,
+            request.write_saved, request.aux,
         )  # fmt: skip
-        stats, term_losses, lse, p_y = others
+        saved, term_losses, lse, p_y = others
         return RowOutputs(
-            nothing, row_losses, nothing, stats, term_losses, lse, p_y, nothing, nothing
+            nothing, row_losses, nothing, saved, term_losses, lse, p_y, nothing, nothing
         )
 
     def _encode(self, terms: Terms) -> tuple[list[int], list[float]]:

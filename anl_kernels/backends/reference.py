@@ -16,7 +16,7 @@ from anl_kernels.backends import columns
 from anl_kernels.distributed.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
 from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.interface import (
-    NUM_STATS,
+    NUM_SAVED,
     RowOutputs,
     RowRequest,
     accumulator_dtype,
@@ -127,7 +127,7 @@ def auxiliary(
 class ReferenceKernels:
     """The reference as a ``Backend``, for callers that walk over chunks of rows.
 
-    Gradients are autograd's, within the call. Its statistics are the weights of the terms, in
+    Gradients are autograd's, within the call. It saves the weights of the terms, in
     every row.
     """
 
@@ -168,10 +168,10 @@ class ReferenceKernels:
         if request.write_grad:
             grad = logits if request.inplace else outputs.grad
             grad.copy_(_gradient(z, made, row_scale))
-        if request.write_stats:
+        if request.write_saved:
             weights = request.terms.factors if term_weights is None else term_weights.detach()
-            outputs.stats[:, :NUM_STATS] = 0
-            outputs.stats[:, NUM_STATS:] = torch.as_tensor(weights, dtype=outputs.stats.dtype)
+            outputs.saved[:, :NUM_SAVED] = 0
+            outputs.saved[:, NUM_SAVED:] = torch.as_tensor(weights, dtype=outputs.saved.dtype)
         loss = scaled_loss(row_losses, target, row_scale, request)
         return outputs._replace(loss=loss, row_losses=row_losses)
 
@@ -181,13 +181,13 @@ class ReferenceKernels:
         logits: Tensor,
         target: Tensor,
         row_scale: Tensor,
-        stats: Tensor,
+        saved: Tensor,
         request: RowRequest,
     ) -> None:
         """See ``Backend.row_grad``."""
         if not target.numel():
             return
-        weights = stats[:, NUM_STATS:].t().reshape(-1, *target.shape)
+        weights = saved[:, NUM_SAVED:].t().reshape(-1, *target.shape)
         z, made = self._run(logits, target, weights, request)
         grad.copy_(_gradient(z, made, row_scale))
 

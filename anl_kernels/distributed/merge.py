@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def merge_statistics(shards: Tensor) -> Tensor:
-    """Statistics of whole rows, (N, 5), out of those of their shards, (W, N, 5).
+def merge_partials(shards: Tensor) -> Tensor:
+    """Partials of whole rows, (N, 5), out of those of their shards, (W, N, 5).
 
-    See :meth:`anl_kernels.interface.Kernels.shard_statistics`.
+    See :meth:`anl_kernels.interface.Kernels.shard_partials`.
     """
     m, mass, total, count, z_y = shards.unbind(-1)
     m_all = m.amax(0)

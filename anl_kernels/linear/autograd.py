@@ -50,7 +50,7 @@ class LinearLossFunction(torch.autograd.Function):
         """Keep the inputs and, in the one-pass form, the gradients."""
         ctx.args = inputs[_NUM_TENSORS:]
         ctx.save_for_backward(*inputs[:_NUM_TENSORS])
-        _, ctx.row_losses, ctx.stats, ctx.term_losses, *_ = output
+        _, ctx.row_losses, ctx.saved, ctx.term_losses, *_ = output
         ctx.grads = output[-3:] if Specs.of(ctx.args).rows.write_grad else None
         ctx.mark_non_differentiable(*output[1:])
         # Else backward is handed zeros of each output's size, the weight's gradient among them.
@@ -58,7 +58,7 @@ class LinearLossFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        """Hand over the one-pass gradients, or make them from the statistics."""
+        """Hand over the one-pass gradients, or make them from what was saved of rows."""
         nothing = (None,) * len(ctx.args)
         needed = ctx.needs_input_grad[:_NUM_TENSORS]
         if grad_loss is None:
@@ -78,7 +78,7 @@ class LinearLossFunction(torch.autograd.Function):
         else:
             *tensors, row_scale, _ = saved
             upstream = grad_loss * row_scale
-            grads = _kernels.linear_grad(*tensors, upstream, ctx.stats, *ctx.args)
+            grads = _kernels.linear_grad(*tensors, upstream, ctx.saved, *ctx.args)
         first = (grad if need else None for grad, need in zip(grads, needed, strict=False))
         scale, weights = _of_factors(ctx, grad_loss, saved[4], needed)
         return *first, None, scale, weights, *nothing

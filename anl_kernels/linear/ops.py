@@ -43,7 +43,7 @@ _HEAD_SPEC = (
 )
 _TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor row_scale"
 _GRADIENTS = "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
-ROW_OUTPUTS = ("row_losses", "stats", "term_losses", "lse", "p_y", "argmax")
+ROW_OUTPUTS = ("row_losses", "saved", "term_losses", "lse", "p_y", "argmax")
 """The fields of RowOutputs that are numbers of rows."""
 _ROW_TENSORS = ", ".join(f"Tensor {name}" for name in ROW_OUTPUTS)
 
@@ -77,7 +77,7 @@ def linear_loss(
     """Loss of the rows that the head makes of (N, D) ``hidden``, times ``row_scale``.
 
     In the one-pass form (``write_grad``) with the gradients of hidden, weight and bias, as far as
-    they are needed; else with statistics, which ``linear_grad`` makes them from.
+    they are needed; else with partials, which ``linear_grad`` makes them from.
     """
     specs = Specs.of(args)
     request = specs.rows.request._replace(reduce=False, inplace=True)
@@ -112,17 +112,17 @@ def _(
     return outputs.loss, *(getattr(outputs, name) for name in ROW_OUTPUTS), *grads
 
 
-@operator(f"linear_grad({_TENSORS}, Tensor stats, {SPEC}, {_HEAD_SPEC}) -> ({_GRADIENTS})")
+@operator(f"linear_grad({_TENSORS}, Tensor saved, {SPEC}, {_HEAD_SPEC}) -> ({_GRADIENTS})")
 def linear_grad(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     row_scale: Tensor,
-    stats: Tensor,
+    saved: Tensor,
     *args: Any,
 ) -> tuple[Tensor, ...]:
-    """The gradients out of ``linear_loss``'s statistics; the logits are computed once more.
+    """The gradients out of what ``linear_loss`` saved; the logits are computed once more.
 
     ``row_scale`` multiplies a row's gradient before it is rounded.
     """
@@ -131,7 +131,7 @@ def linear_grad(
 
     def take(chunk: Chunk, z: Tensor) -> None:
         y, scale = chunk.of(target), _rows_of(row_scale, chunk)
-        walk.kernels.row_grad(z, z, y, scale, chunk.of(stats), specs.rows.request)
+        walk.kernels.row_grad(z, z, y, scale, chunk.of(saved), specs.rows.request)
 
     walk.over_chunks(take)
     return walk.gradients()

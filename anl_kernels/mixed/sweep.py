@@ -56,14 +56,14 @@ class _Part(NamedTuple):
     label: Tensor
     scale: Tensor
     counted: Tensor
-    stats: Tensor
-    """(R, NUM_STATS + T); 0 in rows that do not count."""
+    saved: Tensor
+    """(R, NUM_SAVED + T); 0 in rows that do not count."""
 
 
 def _by_kernels(backend: Backend, z: Tensor, mixture: Mixture, grad: Tensor | None) -> Tensor:
     terms = mixture.terms if mixture.labels else _CE
     one = z.new_ones((), dtype=accumulator_dtype(z.dtype))
-    request = RowRequest(terms, mixture.ignore_index, reduce=False, write_stats=True)
+    request = RowRequest(terms, mixture.ignore_index, reduce=False, write_saved=True)
     rows = mixture.base.shape
     losses = one.new_zeros(rows)
     weights = terms.tensor_weights(like=one)
@@ -76,27 +76,27 @@ def _by_kernels(backend: Backend, z: Tensor, mixture: Mixture, grad: Tensor | No
             losses += scale * made.row_losses.view(rows)
         counted = (label != mixture.ignore_index).reshape(-1)
         # What is kept of a row that does not count is nothing that was computed.
-        stats = made.stats.masked_fill(~counted.unsqueeze(-1), 0)
-        parts.append(_Part(label, scale.expand(rows).reshape(-1), counted, stats))
-    softmax = parts[0].stats[:, :2]
+        saved = made.saved.masked_fill(~counted.unsqueeze(-1), 0)
+        parts.append(_Part(label, scale.expand(rows).reshape(-1), counted, saved))
+    softmax = parts[0].saved[:, :2]
     if len(parts) > 1:
-        softmax = torch.where(parts[0].counted.unsqueeze(-1), softmax, parts[1].stats[:, :2])
+        softmax = torch.where(parts[0].counted.unsqueeze(-1), softmax, parts[1].saved[:, :2])
     shared = None
     if mixture.distribution is not None:
         shared = _Shared(z, mixture, mixture.distribution, softmax, scratch=grad)
         losses += shared.losses
     if grad is None:
         return losses
-    slopes = torch.stack([part.scale.unsqueeze(-1) * part.stats[:, 2:] for part in parts]).sum(0)
+    slopes = torch.stack([part.scale.unsqueeze(-1) * part.saved[:, 2:] for part in parts]).sum(0)
     if shared is not None:
         p_base = _probs_at(z, mixture.base.unsqueeze(1), softmax).squeeze(-1)
         slopes[:, 0] += shared.pull * p_base
         slopes[:, 1] -= shared.pull
-    stats = torch.cat([softmax, slopes], -1)
+    saved = torch.cat([softmax, slopes], -1)
     at_labels = None
     if len(parts) > 1:
         at_labels = _at_labels(backend, z, parts, softmax, shared, request)
-    backend.row_grad(grad, z, mixture.base, one, stats, request)
+    backend.row_grad(grad, z, mixture.base, one, saved, request)
     if at_labels is not None:
         places, values = at_labels
         grad.scatter_(1, places, _as_columns(values, rows).to(grad.dtype))
@@ -170,8 +170,8 @@ def _at_labels(
         made = torch.empty_like(values)
         label = torch.full_like(part.label.reshape(-1), i)
         kept = request._replace(ignore_index=-1)
-        backend.row_grad(made, columns.to(made.dtype), label, part.scale, part.stats, kept)
-        own = part.scale * part.stats[:, 2]
+        backend.row_grad(made, columns.to(made.dtype), label, part.scale, part.saved, kept)
+        own = part.scale * part.saved[:, 2]
         made[:, i] = own
         made[:, 1 - i] = torch.where(same, own, made[:, 1 - i])
         values += made.masked_fill_(~part.counted.unsqueeze(-1), 0)

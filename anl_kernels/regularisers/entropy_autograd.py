@@ -29,8 +29,8 @@ class EntropyFunction(torch.autograd.Function):
         ctx: Any, logits: Tensor, counted: Tensor | None, owned: bool, spec: EntropySpec
     ) -> tuple[Tensor, Tensor]:
         """Call the operator."""
-        value, slopes, statistics = _operators(logits).entropy(logits, counted, *spec)
-        ctx.save_for_backward(logits, counted, slopes, statistics)
+        value, slopes, lse_parts = _operators(logits).entropy(logits, counted, *spec)
+        ctx.save_for_backward(logits, counted, slopes, lse_parts)
         ctx.owned, ctx.spec = owned, spec
         # Else the gradient of an alias that is not used would be zeros of the logits' size.
         ctx.set_materialize_grads(False)
@@ -78,10 +78,10 @@ def _differentiable(
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, counted, *spec = inputs
-    _, slopes, statistics = output
-    ctx.save_for_backward(logits, counted, slopes, statistics)
+    _, slopes, lse_parts = output
+    ctx.save_for_backward(logits, counted, slopes, lse_parts)
     ctx.spec = EntropySpec(*spec)
-    ctx.mark_non_differentiable(slopes, statistics)
+    ctx.mark_non_differentiable(slopes, lse_parts)
     ctx.set_materialize_grads(False)
 
 

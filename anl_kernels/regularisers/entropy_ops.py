@@ -11,7 +11,7 @@ from anl_kernels.backends.reference import ReferenceKernels
 from anl_kernels.backends.selection import REFERENCE, load_backend
 from anl_kernels.checks import class_dim
 from anl_kernels.distributed.collectives import add_up_
-from anl_kernels.interface import COLUMN_STATISTICS, ColumnKernels, accumulator_dtype
+from anl_kernels.interface import NUM_LSE_PARTS, ColumnKernels, accumulator_dtype
 from anl_kernels.layout import empty_like_rows
 from anl_kernels.operators import fake, operator
 from anl_kernels.regularisers.entropy_formula import of_column_sums
@@ -53,7 +53,7 @@ _SPEC = "float min_prob, str backend, str group"
 
 @operator(
     f"entropy(Tensor logits, Tensor? counted, {_SPEC}) -> "
-    "(Tensor value, Tensor slopes, Tensor statistics)"
+    "(Tensor value, Tensor slopes, Tensor lse_parts)"
 )
 def entropy(logits: Tensor, counted: Tensor | None, *spec: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The regulariser, and what :func:`entropy_grad` needs beside the logits.
@@ -62,11 +62,11 @@ def entropy(logits: Tensor, counted: Tensor | None, *spec: Any) -> tuple[Tensor,
     """
     options = EntropySpec(*spec)
     kernels, group = options.load(), options.process_group
-    sums, statistics = kernels.column_sums(logits, counted, options.min_prob, options.max_prob)
+    sums, lse_parts = kernels.column_sums(logits, counted, options.min_prob, options.max_prob)
     if group is not None:
         sums = add_up_(sums, group)
     value, slopes = of_column_sums(sums, options.min_prob)
-    return value, slopes, statistics
+    return value, slopes, lse_parts
 
 
 @fake("entropy")
@@ -77,11 +77,11 @@ def _(logits: Tensor, counted: Tensor | None, *spec: Any) -> tuple[Tensor, Tenso
     return (
         logits.new_empty((), dtype=dtype),
         logits.new_empty((num_classes,), dtype=dtype),
-        logits.new_empty((num_rows, COLUMN_STATISTICS), dtype=dtype),
+        logits.new_empty((num_rows, NUM_LSE_PARTS), dtype=dtype),
     )
 
 
-_SAVED = "Tensor logits, Tensor? counted, Tensor slopes, Tensor statistics"
+_SAVED = "Tensor logits, Tensor? counted, Tensor slopes, Tensor lse_parts"
 
 
 @operator(f"entropy_grad(Tensor upstream, {_SAVED}, {_SPEC}) -> Tensor")
@@ -90,13 +90,13 @@ def entropy_grad(
     logits: Tensor,
     counted: Tensor | None,
     slopes: Tensor,
-    statistics: Tensor,
+    lse_parts: Tensor,
     *spec: Any,
 ) -> Tensor:
     """The gradient with respect to the logits, times a 0-d ``upstream``."""
     options = EntropySpec(*spec)
     grad = options.load().empty_like_rows(logits)
-    _column_grad(grad, upstream, logits, counted, slopes, statistics, options, accumulate=False)
+    _column_grad(grad, upstream, logits, counted, slopes, lse_parts, options, accumulate=False)
     return grad
 
 
@@ -112,13 +112,13 @@ def entropy_grad_(
     logits: Tensor,
     counted: Tensor | None,
     slopes: Tensor,
-    statistics: Tensor,
+    lse_parts: Tensor,
     *spec: Any,
 ) -> None:
     """:func:`entropy_grad`, added to a gradient."""
     torch.autograd.graph.increment_version(grad)
     options = EntropySpec(*spec)
-    _column_grad(grad, upstream, logits, counted, slopes, statistics, options, accumulate=True)
+    _column_grad(grad, upstream, logits, counted, slopes, lse_parts, options, accumulate=True)
 
 
 @fake("entropy_grad_")
@@ -132,7 +132,7 @@ def _column_grad(
     logits: Tensor,
     counted: Tensor | None,
     slopes: Tensor,
-    statistics: Tensor,
+    lse_parts: Tensor,
     options: EntropySpec,
     accumulate: bool,
 ) -> None:
@@ -144,7 +144,7 @@ def _column_grad(
         grad,
         logits,
         counted,
-        statistics,
+        lse_parts,
         slopes,
         upstream.to(slopes.dtype),
         options.min_prob,

@@ -78,9 +78,7 @@ public:
 protected:
   virtual void add_units(int64_t begin, int64_t end, double* sums) const = 0;
 
-  A* statistics(int64_t n) const {
-    return static_cast<A*>(args_.statistics) + n * num_column_statistics;
-  }
+  A* lse_parts(int64_t n) const { return static_cast<A*>(args_.lse_parts) + n * num_lse_parts; }
 
   const ColumnSumsArgs args_;
   const ColumnGroups groups_;
@@ -140,10 +138,10 @@ private:
     const int64_t K = args_.shape.K, count = pieces_.cut.count();
     Workspace space(Memory::of_thread(),
                     Buffers<T>::bytes() + aligned(pieces_.e_size() * sizeof(A)) +
-                        aligned(K * sizeof(A)) + aligned(count * sizeof(Statistics<A>)));
+                        aligned(K * sizeof(A)) + aligned(count * sizeof(Partials<A>)));
     Buffers<T> buffers(space);
     A *const e = space.take<A>(pieces_.e_size()), *const run = space.take<A>(K);
-    Statistics<A>* const found = space.take<Statistics<A>>(count);
+    Partials<A>* const found = space.take<Partials<A>>(count);
     for (int64_t n = begin; n < end;) {
       memset(run, 0, K * sizeof(A));
       for (int i = 0; i < rows_of_run && n < end; ++i, ++n)
@@ -153,9 +151,9 @@ private:
     }
   }
 
-  void add_row(int64_t n, Buffers<T>& buffers, A* e, Statistics<A>* found, A* sums) const {
-    A* const statistics = this->statistics(n);
-    statistics[0] = statistics[1] = 0;
+  void add_row(int64_t n, Buffers<T>& buffers, A* e, Partials<A>* found, A* sums) const {
+    A* const lse_parts = this->lse_parts(n);
+    lse_parts[0] = lse_parts[1] = 0;
     if (!counts(args_, n))
       return;
     const Cut<A>& cut = pieces_.cut;
@@ -165,8 +163,8 @@ private:
       found[c] = measure(z, cut.size(c), -1, pieces_.e_of(e, c), next);
     }
     const Merged<A> all = merged(found, cut.count());
-    statistics[0] = all.max;
-    statistics[1] = Math<V<A>>::log(fill(all.mass))[0];
+    lse_parts[0] = all.max;
+    lse_parts[1] = Math<V<A>>::log(fill(all.mass))[0];
     for (int64_t c = 0; c < cut.count(); ++c) {
       if (!pieces_.kept)
         exponentials<T>(pieces_.in(args_.logits, n, c, buffers.z), cut.size(c), -1, e, nullptr,
@@ -269,7 +267,7 @@ private:
   }
 
   void find_probabilities(int64_t n, int64_t piece, Buffers<T>& buffers, A* p) const {
-    const A* s = static_cast<const A*>(args_.statistics) + n * num_column_statistics;
+    const A* s = static_cast<const A*>(args_.lse_parts) + n * num_lse_parts;
     const T* z = pieces_.in(args_.logits, n, piece, buffers.z);
     probabilities(Piece<T>{z, nullptr, pieces_.cut.size(piece), -1, s[0], s[1], A(1)},
                   pieces_.e_of(p, piece));
@@ -334,9 +332,9 @@ private:
       add_classes(rows, arrays.e, classes, sums + k);
     }
     for (int j = 0; j < place.count; ++j) {
-      A* const statistics = this->statistics(first + j);
-      statistics[0] = rows.counted[j] ? rows.m[j] : A(0);
-      statistics[1] = rows.counted[j] ? rows.log_s[j] : A(0);
+      A* const lse_parts = this->lse_parts(first + j);
+      lse_parts[0] = rows.counted[j] ? rows.m[j] : A(0);
+      lse_parts[1] = rows.counted[j] ? rows.log_s[j] : A(0);
     }
   }
 
@@ -416,12 +414,12 @@ private:
   void open(const TilePlace& place, TileRows<A>& rows) const {
     const int P = tiles_.tile.P;
     const int64_t first = tiles_.first_row(place);
-    const A* s = static_cast<const A*>(args_.statistics) + first * num_column_statistics;
+    const A* s = static_cast<const A*>(args_.lse_parts) + first * num_lse_parts;
     open_counts<A>(args_, first, place.count, P, rows.counted);
     for (int j = 0; j < P; ++j) {
       const bool there = j < place.count;
-      rows.m[j] = there ? s[j * num_column_statistics] : A(0);
-      rows.log_s[j] = there ? s[j * num_column_statistics + 1] : A(0);
+      rows.m[j] = there ? s[j * num_lse_parts] : A(0);
+      rows.log_s[j] = there ? s[j * num_lse_parts + 1] : A(0);
       rows.total[j] = 0; // sum of u p
     }
   }

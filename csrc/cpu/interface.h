@@ -22,7 +22,7 @@ enum class Elementary { Exp, ExpNonpositive, Expm1, Log, Log1p };
 struct Kernels {
   Job* (*row_loss)(const RowLossArgs&, int threads);
   Job* (*row_grad)(const RowGradArgs&);
-  Job* (*shard_statistics)(const ShardArgs&);
+  Job* (*shard_partials)(const ShardArgs&);
   Job* (*shard_sums)(const ShardArgs&);
   Job* (*shard_finish)(const ShardArgs&);
   Job* (*softmax_backward)(const SoftmaxBackwardArgs&);

@@ -64,9 +64,9 @@ Job* row_grad(const RowGradArgs& args) {
                                            : typed<RowGradJob>(for_long_rows(args));
 }
 
-Job* shard_statistics(const ShardArgs& args) {
-  return in_tiles(args.shape, args.logits) ? typed<ShardStatisticsTiles>(args)
-                                           : typed<ShardStatisticsRows>(args);
+Job* shard_partials(const ShardArgs& args) {
+  return in_tiles(args.shape, args.logits) ? typed<ShardPartialsTiles>(args)
+                                           : typed<ShardPartialsRows>(args);
 }
 
 Job* shard_sums(const ShardArgs& args) {
@@ -138,11 +138,11 @@ void elementary(Elementary function, Type type, const void* x, void* y, int64_t 
 }
 
 const Kernels kernels = {
-    row_loss,         row_grad,
-    shard_statistics, shard_sums,
-    shard_finish,     softmax_backward,
-    column_sums,      column_grad,
-    entropy,          sizeof functor_tables<float> / sizeof functor_tables<float>[0],
+    row_loss,       row_grad,
+    shard_partials, shard_sums,
+    shard_finish,   softmax_backward,
+    column_sums,    column_grad,
+    entropy,        sizeof functor_tables<float> / sizeof functor_tables<float>[0],
     elementary};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT,

@@ -94,7 +94,7 @@ private:
   }
 };
 
-// The gradient from a forward pass's statistics.
+// The gradient from what a forward pass saved.
 template <class T> class TileGradJob : public Job {
 public:
   using A = typename AccumulatorOf<T>::A;
@@ -118,21 +118,21 @@ public:
 
 private:
   void open(const TilePlace& place, TileRows<A>& rows) const {
-    const int count = terms_.count(), width = num_stats + count;
+    const int count = terms_.count(), width = num_saved + count;
     const int64_t first = tiles_.first_row(place);
     open_rows(args_, first, place.count, P_, rows);
     for (int j = 0; j < P_; ++j) {
-      const A* stats =
-          static_cast<const A*>(args_.stats) + (first + (j < place.count ? j : 0)) * width;
-      rows.m[j] = stats[0];
-      rows.log_s[j] = stats[1];
-      rows.gy[j] = stats[2] * rows.scale[j];
-      rows.q[j] = stats[3];
+      const A* saved =
+          static_cast<const A*>(args_.saved) + (first + (j < place.count ? j : 0)) * width;
+      rows.m[j] = saved[0];
+      rows.log_s[j] = saved[1];
+      rows.gy[j] = saved[2] * rows.scale[j];
+      rows.q[j] = saved[3];
       rows.to_p[j] = 1;
       rows.base[j] = 0;
       for (int t = 0; t < count; ++t) {
-        rows.G[t * P_ + j] = stats[num_stats + t];
-        rows.base[j] += terms_[t].table->sum == Sum::Affine ? stats[num_stats + t] : A(0);
+        rows.G[t * P_ + j] = saved[num_saved + t];
+        rows.base[j] += terms_[t].table->sum == Sum::Affine ? saved[num_saved + t] : A(0);
       }
     }
   }

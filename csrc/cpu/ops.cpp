@@ -66,10 +66,10 @@ Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRe
 Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                  const OptionalTensor& term_weights, at::IntArrayRef functors,
                  at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,
-                 bool inplace, bool write_stats, bool aux, bool probs) {
+                 bool inplace, bool write_saved, bool aux, bool probs) {
   RowLossCall call(logits, target, row_scale, term_weights,
                    {functors, numbers, kernels->num_functors}, ignore_index,
-                   {write_grad, inplace, write_stats, aux, probs}, empty_strided);
+                   {write_grad, inplace, write_saved, aux, probs}, empty_strided);
   if (!call.empty()) {
     call.args.past_cache = past_cache(call.args, call.logits);
     run(kernels->row_loss(call.args, at::get_num_threads()));
@@ -104,30 +104,30 @@ std::tuple<int64_t, int64_t> scan_labels(const Tensor& target, int64_t K, int64_
 
 // See Backend.row_grad.
 void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                   const Tensor& row_scale, const Tensor& stats, at::IntArrayRef functors,
+                   const Tensor& row_scale, const Tensor& saved, at::IntArrayRef functors,
                    at::ArrayRef<double> numbers, int64_t ignore_index) {
   if (logits.numel() == 0)
     return;
-  RowGradCall call(grad, logits, target, row_scale, stats,
+  RowGradCall call(grad, logits, target, row_scale, saved,
                    {functors, numbers, kernels->num_functors}, ignore_index);
   call.args.past_cache = past_cache(call.args, call.logits);
   run(kernels->row_grad(call.args));
 }
 
-// See Kernels.shard_statistics.
-std::tuple<Tensor, Tensor> shard_statistics(const Tensor& logits, const Tensor& target,
-                                            int64_t ignore_index, bool aux) {
-  const ShardStatisticsCall call(logits, target, ignore_index, aux);
+// See Kernels.shard_partials.
+std::tuple<Tensor, Tensor> shard_partials(const Tensor& logits, const Tensor& target,
+                                          int64_t ignore_index, bool aux) {
+  const ShardPartialsCall call(logits, target, ignore_index, aux);
   if (!call.empty())
-    run(kernels->shard_statistics(call.args));
-  return {call.statistics, call.best};
+    run(kernels->shard_partials(call.args));
+  return {call.partials, call.best};
 }
 
 // See Kernels.shard_sums.
-Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& statistics,
+Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& partials,
                   at::IntArrayRef functors, at::ArrayRef<double> numbers, int64_t ignore_index,
                   bool aux) {
-  const ShardSumsCall call(logits, target, statistics, {functors, numbers, kernels->num_functors},
+  const ShardSumsCall call(logits, target, partials, {functors, numbers, kernels->num_functors},
                            ignore_index, aux);
   if (!call.empty())
     run(kernels->shard_sums(call.args));
@@ -135,12 +135,12 @@ Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& stat
 }
 
 // See Kernels.shard_finish.
-ShardOutputs shard_finish(const Tensor& statistics, const Tensor& sums, const Tensor& target,
+ShardOutputs shard_finish(const Tensor& partials, const Tensor& sums, const Tensor& target,
                           const OptionalTensor& term_weights, at::IntArrayRef functors,
-                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_stats,
+                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_saved,
                           bool aux) {
-  const ShardFinishCall call(statistics, sums, target, term_weights,
-                             {functors, numbers, kernels->num_functors}, ignore_index, write_stats,
+  const ShardFinishCall call(partials, sums, target, term_weights,
+                             {functors, numbers, kernels->num_functors}, ignore_index, write_saved,
                              aux);
   if (!call.empty())
     run(kernels->shard_finish(call.args));
@@ -176,16 +176,16 @@ std::tuple<Tensor, Tensor> column_sums(const Tensor& logits, const OptionalTenso
   const ColumnSumsCall call(logits, counted, low, high);
   if (!call.empty())
     run(kernels->column_sums(call.args, at::get_num_threads()));
-  return {call.sums, call.statistics};
+  return {call.sums, call.lse_parts};
 }
 
 // See ColumnKernels.column_grad.
 void column_grad(const Tensor& grad, const Tensor& logits, const OptionalTensor& counted,
-                 const Tensor& statistics, const Tensor& slopes, const Tensor& scale, double low,
+                 const Tensor& lse_parts, const Tensor& slopes, const Tensor& scale, double low,
                  double high, bool accumulate) {
   if (logits.numel() == 0)
     return;
-  ColumnGradCall call(grad, logits, counted, statistics, slopes, scale, low, high, accumulate);
+  ColumnGradCall call(grad, logits, counted, lse_parts, slopes, scale, low, high, accumulate);
   call.args.past_cache = streams(call.logits) && !accumulate; // or it has just been read
   run(kernels->column_grad(call.args));
 }
@@ -216,7 +216,7 @@ TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("scan_labels", scan_labels);
   library.impl("entropy", entropy);
   library.impl("row_grad_into", row_grad_into);
-  library.impl("shard_statistics", shard_statistics);
+  library.impl("shard_partials", shard_partials);
   library.impl("shard_sums", shard_sums);
   library.impl("shard_finish", shard_finish);
   library.impl("softmax", softmax);

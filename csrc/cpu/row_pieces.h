@@ -17,11 +17,11 @@ template <class A> struct Merged {
   A m() const { return count > 0 ? max : A(-INFINITY); }
 };
 
-template <class A> Merged<A> merged(const Statistics<A>* pieces, int64_t num_pieces) {
+template <class A> Merged<A> merged(const Partials<A>* pieces, int64_t num_pieces) {
   A top = lowest<A>, bottom = INFINITY;
   double count = 0, mass = 0;
   for (int64_t c = 0; c < num_pieces; ++c) {
-    const Statistics<A>& s = pieces[c];
+    const Partials<A>& s = pieces[c];
     top = s.max > top ? s.max : top;
     bottom = s.min < bottom ? s.min : bottom;
     count += s.count;
@@ -32,10 +32,10 @@ template <class A> Merged<A> merged(const Statistics<A>* pieces, int64_t num_pie
 }
 
 // The sum of z - m over the others.
-template <class A> A total_about(A m, const Statistics<A>* pieces, int64_t num_pieces) {
+template <class A> A total_about(A m, const Partials<A>* pieces, int64_t num_pieces) {
   double total = 0;
   for (int64_t c = 0; c < num_pieces; ++c) {
-    const Statistics<A>& s = pieces[c];
+    const Partials<A>& s = pieces[c];
     total += s.total + double(s.count) * (double(s.max) - m);
   }
   return A(total);
@@ -52,8 +52,7 @@ template <class A> struct Best {
 };
 
 // The largest of the others, the first of equals; `best` has each piece's own.
-template <class A>
-Best<A> best_of(const Statistics<A>* pieces, const int* best, const Cut<A>& cut) {
+template <class A> Best<A> best_of(const Partials<A>* pieces, const int* best, const Cut<A>& cut) {
   int64_t piece = 0;
   for (int64_t c = 1; c < cut.count(); ++c)
     piece = pieces[c].max > pieces[piece].max ? c : piece;
@@ -73,13 +72,13 @@ public:
     return gathered(at(logits_, n, piece), logits_.cls, cut.size(piece), buffer);
   }
 
-  // The statistics of a piece, and its e; also the place of its maximum, if that is wanted.
-  Statistics<A> measure(int64_t n, int64_t piece, const Label& label, T* buffer, A* e,
-                        int* best) const {
+  // The partials of a piece, and its e; also the place of its maximum, if that is wanted.
+  Partials<A> measure(int64_t n, int64_t piece, const Label& label, T* buffer, A* e,
+                      int* best) const {
     const int size = cut.size(piece), y = cut.place(label.y, piece);
     const T* z = logits(n, piece, buffer);
     const T* next = logits_.cls == 1 ? z + piece_size<A> : nullptr;
-    const Statistics<A> s = anl::cpu::measure(z, size, y, e, next);
+    const Partials<A> s = anl::cpu::measure(z, size, y, e, next);
     if (best)
       *best = first_equal(z, size, y, s.max);
     return s;

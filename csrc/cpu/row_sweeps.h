@@ -14,7 +14,7 @@ constexpr int64_t kept_classes = 1 << 22;
 
 // What is known of a row; it grows from sweep to sweep.
 template <class A> struct Book {
-  Statistics<A>* pieces;
+  Partials<A>* pieces;
   A* dense;       // (pieces, terms, 2): sums of phi and of its slope
   A* kept_e;      // (K,) or null
   int* best;      // (pieces,)
@@ -30,12 +30,12 @@ template <class A> struct Book {
   A base, q, gy; // scaled gradient: gy at the target, else base + sum_t G_t phi_t'(l) - q p
 
   static int64_t bytes(int64_t pieces, int terms, int64_t kept) {
-    return aligned(pieces * sizeof(Statistics<A>)) + aligned(pieces * terms * 2 * sizeof(A)) +
+    return aligned(pieces * sizeof(Partials<A>)) + aligned(pieces * terms * 2 * sizeof(A)) +
            aligned(kept * sizeof(A)) + aligned(pieces * sizeof(int)) + aligned(terms * sizeof(A)) +
            aligned(terms * sizeof(bool)) + aligned(terms * sizeof(Line<A>));
   }
   void take(Workspace& space, int64_t num_pieces, int terms, int64_t kept) {
-    pieces = space.take<Statistics<A>>(num_pieces);
+    pieces = space.take<Partials<A>>(num_pieces);
     dense = space.take<A>(num_pieces * terms * 2);
     kept_e = kept ? space.take<A>(kept) : nullptr;
     best = space.take<int>(num_pieces);
@@ -64,8 +64,8 @@ public:
   }
   void write_zeros(int64_t n) const {
     put(args_.row_losses, n, A(0));
-    for (int i = 0; args_.stats && i < num_stats + terms_.count(); ++i)
-      put(args_.stats, n * (num_stats + terms_.count()) + i, A(0));
+    for (int i = 0; args_.saved && i < num_saved + terms_.count(); ++i)
+      put(args_.saved, n * (num_saved + terms_.count()) + i, A(0));
     if (args_.grad.data)
       zero_out(read_.row(args_.grad, n), args_.grad.cls, args_.shape.K);
   }
@@ -111,8 +111,8 @@ public:
         terms_, {fill(s.l_y), fill(s.p_y), fill(s.rest), fill(lse), V<A>{}, fill(book.count)},
         [&](int t) { return value(t, 0); }, [&](int t) { return value(t, 1); },
         [&](int t, V<A> G) {
-          if (args_.stats)
-            put(args_.stats, n * (num_stats + T_) + num_stats + t, G[0]);
+          if (args_.saved)
+            put(args_.saved, n * (num_saved + T_) + num_saved + t, G[0]);
           book.G[t] = G[0] * scale;
           if (!book.sweep[t])
             base += book.G[t] * book.lines[t].slope;
@@ -125,10 +125,10 @@ public:
     book.q = slopes.q[0] * scale;
     book.gy = slopes.gy[0] * scale;
     put(args_.row_losses, n, book.label.counted ? slopes.loss[0] : A(0));
-    if (args_.stats) {
-      const A stats[num_stats] = {s.m, s.log_s, slopes.gy[0], slopes.q[0]};
-      for (int i = 0; i < num_stats; ++i)
-        put(args_.stats, n * (num_stats + T_) + i, stats[i]);
+    if (args_.saved) {
+      const A saved[num_saved] = {s.m, s.log_s, slopes.gy[0], slopes.q[0]};
+      for (int i = 0; i < num_saved; ++i)
+        put(args_.saved, n * (num_saved + T_) + i, saved[i]);
     }
     put(args_.lse, n, lse);
     put(args_.p_y, n, book.label.counted ? s.p_y : A(0));
@@ -170,7 +170,7 @@ private:
   // A piece for another sweep: its e made again if it was not kept.
   Piece<T> view_of(const Book<A>& book, Buffers<T>& buffers, int64_t n, int64_t piece,
                    bool with_logits) const {
-    Statistics<A> s = book.pieces[piece];
+    Partials<A> s = book.pieces[piece];
     const int size = cut().size(piece), y = cut().place(book.label.y, piece);
     const T* z = nullptr;
     A* e = e_of(book, buffers, piece);

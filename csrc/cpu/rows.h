@@ -130,7 +130,7 @@ private:
   std::unique_ptr<Memory[]> memory_;
 };
 
-// The gradient from a forward pass's statistics; units are pieces.
+// The gradient from what a forward pass saved; units are pieces.
 template <class T> class RowGradJob : public Job {
 public:
   using A = typename AccumulatorOf<T>::A;
@@ -161,15 +161,15 @@ private:
     if (!label.counted)
       return zero_out(to, cls, read_.cut.size(piece));
     const int count = terms_.count();
-    const A* stats = static_cast<const A*>(args_.stats) + n * (num_stats + count);
+    const A* saved = static_cast<const A*>(args_.saved) + n * (num_saved + count);
     const A scale = read_.scale(n);
-    RowGradient<A> row = {{A(0), stats[3] * scale}, stats[2] * scale, G, sweep_.get(), false};
-    Piece<T> view = read_.view(n, piece, label, stats[0], stats[1], buffers.z, buffers.e);
+    RowGradient<A> row = {{A(0), saved[3] * scale}, saved[2] * scale, G, sweep_.get(), false};
+    Piece<T> view = read_.view(n, piece, label, saved[0], saved[1], buffers.z, buffers.e);
     row.holes = probabilities(view, buffers.e);
     if (row.holes && view.z != buffers.z) // the gradient may overwrite what says where they are
       view.z = static_cast<T*>(memcpy(buffers.z, view.z, view.n * sizeof(T)));
     for (int t = 0; t < count; ++t) {
-      G[t] = stats[num_stats + t] * scale;
+      G[t] = saved[num_saved + t] * scale;
       row.affine.base += terms_[t].table->sum == Sum::Affine ? G[t] : A(0);
     }
     write_gradient(terms_, row, view, buffers.numbers,

@@ -1,5 +1,5 @@
 // Rows of which each shard has some classes: what a shard knows of them, its part of their sums,
-// and the heads, once statistics and sums are merged.
+// and the heads, once partials and sums are merged.
 #pragma once
 
 #include "lanes.h"
@@ -10,14 +10,14 @@ namespace anl::cpu {
 // Whether only zeros are asked of a row.
 inline bool skips(const ShardArgs& args, bool counted) { return !counted && !args.aux; }
 
-// The columns of statistics: of the others, and the label's logit; of no class, as they are here.
+// The columns of partials: of the others, and the label's logit; of no class, as they are here.
 template <class A> struct Columns {
   A m = -INFINITY, mass = 0, total = 0, count = 0, z_y = -INFINITY;
 };
 
 template <class A> Columns<A>* columns_of(const ShardArgs& args, int64_t n) {
-  static_assert(sizeof(Columns<A>) == num_statistics * sizeof(A));
-  return static_cast<Columns<A>*>(args.statistics) + n;
+  static_assert(sizeof(Columns<A>) == num_partials * sizeof(A));
+  return static_cast<Columns<A>*>(args.partials) + n;
 }
 
 // ---- long rows ---------------------------------------------------------------------------------
@@ -48,14 +48,14 @@ protected:
   const int64_t pieces_;
 };
 
-template <class T> class ShardStatisticsRows : public ShardRows<T> {
+template <class T> class ShardPartialsRows : public ShardRows<T> {
   using Base = ShardRows<T>;
   using Base::args_, Base::read_, Base::pieces_;
   using typename Base::A;
 
 public:
-  explicit ShardStatisticsRows(const ShardArgs& args)
-      : Base(args), found_(new Statistics<A>[Base::units(0)]),
+  explicit ShardPartialsRows(const ShardArgs& args)
+      : Base(args), found_(new Partials<A>[Base::units(0)]),
         best_(args.argmax ? new int[Base::units(0)] : nullptr) {}
 
 private:
@@ -74,7 +74,7 @@ private:
   void merge(int64_t begin, int64_t end) const override {
     for (int64_t n = begin; n < end; ++n) {
       const Label label = read_.label(n);
-      const Statistics<A>* found = found_.get() + n * pieces_;
+      const Partials<A>* found = found_.get() + n * pieces_;
       Columns<A> columns;
       if (!skips(args_, label.counted)) {
         const Merged<A> all = merged(found, pieces_);
@@ -87,7 +87,7 @@ private:
     }
   }
 
-  const std::unique_ptr<Statistics<A>[]> found_; // of every piece
+  const std::unique_ptr<Partials<A>[]> found_; // of every piece
   const std::unique_ptr<int[]> best_;
 };
 
@@ -151,7 +151,7 @@ private:
 
 // ---- tiles -------------------------------------------------------------------------------------
 
-template <class T> class ShardStatisticsTiles : public TileJob<T, ShardArgs> {
+template <class T> class ShardPartialsTiles : public TileJob<T, ShardArgs> {
   using Base = TileJob<T, ShardArgs>;
   using Base::args_, Base::sweeps_, Base::tiles_, Base::for_classes;
   using typename Base::A;
@@ -237,7 +237,7 @@ private:
   }
 };
 
-// Only heads are left; T is the type of statistics, and its logits are not there.
+// Only heads are left; T is the type of partials, and its logits are not there.
 template <class T> class ShardFinishTiles : public MergedTiles<T> {
   using Base = MergedTiles<T>;
   using typename Base::A;

@@ -1,5 +1,5 @@
 // Sweeps over a contiguous piece of a row that know no term: in and out of memory, the softmax's
-// statistics, and the part of the gradient that is affine in p.
+// partials, and the part of the gradient that is affine in p.
 #pragma once
 
 #include "functors.h"
@@ -58,10 +58,10 @@ template <class T> void zero_out(T* to, int64_t stride, int n) {
       to[i * stride] = T{};
 }
 
-// ---- statistics --------------------------------------------------------------------------------
+// ---- partials --------------------------------------------------------------------------------
 
 // Of the others in a piece.
-template <class A> struct Statistics {
+template <class A> struct Partials {
   A max, min;    // of z; max is never -inf, so that z - max is no NaN where z is
   A mass, total; // sums of e = exp(z - max), and of z - max where z is not -inf
   int count;     // classes that are there
@@ -71,7 +71,7 @@ template <class A> struct Statistics {
 template <class A> constexpr A lowest = sizeof(A) == 8 ? A(-__DBL_MAX__) : A(-__FLT_MAX__);
 
 template <class T, class A = Accumulator<T>>
-void find_range(const T* z, int n, int y, Statistics<A>* result) {
+void find_range(const T* z, int n, int y, Partials<A>* result) {
   // Any other class may stand in for what is absent.
   const T neutral = z[y == 0 && n > 1 ? 1 : 0];
   V<A> high[unroll], low[unroll];
@@ -94,7 +94,7 @@ void find_range(const T* z, int n, int y, Statistics<A>* result) {
 // e = exp(z - max), and its sum; also that of z - max, which is -inf if a class is not there. While
 // it computes, it fetches the memory at `next`, which is null or read after this piece.
 template <class T, class A = Accumulator<T>>
-void exponentials(const T* z, int n, int y, A* e, const T* next, Statistics<A>* result) {
+void exponentials(const T* z, int n, int y, A* e, const T* next, Partials<A>* result) {
   const A top = result->max;
   V<A> mass[unroll] = {}, total[unroll] = {};
   alignas(64) T copy[block<A>];
@@ -125,7 +125,7 @@ void exponentials(const T* z, int n, int y, A* e, const T* next, Statistics<A>* 
 
 // The count and total of those that are there, where some class is not.
 template <class T, class A = Accumulator<T>>
-void count_present(const T* z, int n, int y, Statistics<A>* result) {
+void count_present(const T* z, int n, int y, Partials<A>* result) {
   result->count = 0;
   double total = 0;
   for (int i = 0; i < n; ++i) {
@@ -138,11 +138,11 @@ void count_present(const T* z, int n, int y, Statistics<A>* result) {
   result->total = A(total);
 }
 
-// The statistics of the others, and e. `next` is what will be read from memory after this piece.
+// The partials of the others, and e. `next` is what will be read from memory after this piece.
 template <class T, class A = Accumulator<T>>
-Statistics<A> measure(const T* z, int n, int y, A* e, const T* next) {
+Partials<A> measure(const T* z, int n, int y, A* e, const T* next) {
   const bool has_target = y >= 0;
-  Statistics<A> s = {lowest<A>, A(INFINITY), 0, 0, n - has_target};
+  Partials<A> s = {lowest<A>, A(INFINITY), 0, 0, n - has_target};
   if (s.count > 0)
     find_range(z, n, y, &s);
   const bool holes = s.min == A(-INFINITY);

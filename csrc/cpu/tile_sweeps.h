@@ -38,7 +38,7 @@ public:
     });
   }
 
-  // Merges the statistics of some classes, and leaves their e relative to the maximum so far.
+  // Merges the partials of some classes, and leaves their e relative to the maximum so far.
   void measure(TileRows<A>& rows, TileArrays<A>& arrays, int64_t first) const {
     const int K = tiles_.classes_from(first);
     for (int j = 0; j < P_; j += lanes<A>) {
@@ -71,7 +71,7 @@ public:
       find_best(rows, arrays.z, first, K);
   }
 
-  // The softmax of rows out of their statistics. e is kept, relative to m, or will be p.
+  // The softmax of rows out of their partials. e is kept, relative to m, or will be p.
   void normalise_rows(TileRows<A>& rows, bool e_is_kept) const {
     for (int j = 0; j < P_; j += lanes<A>) {
       const V<A> top = load(rows.m + j), count = load(rows.count + j);
@@ -152,8 +152,8 @@ public:
       const Int<A> y = rows.y[j], k = rows.best[j];
       return z_y > z || (z_y == z && y < k) ? y : k;
     });
-    if (args_.stats)
-      put_stats(rows, place);
+    if (args_.saved)
+      put_saved(rows, place);
   }
 
 private:
@@ -188,14 +188,14 @@ private:
       out[j] = f(j);
   }
 
-  void put_stats(const TileRows<A>& rows, const TilePlace& place) const {
-    const int width = num_stats + terms_.count();
-    A* stats = static_cast<A*>(args_.stats) + tiles_.first_row(place) * width;
+  void put_saved(const TileRows<A>& rows, const TilePlace& place) const {
+    const int width = num_saved + terms_.count();
+    A* saved = static_cast<A*>(args_.saved) + tiles_.first_row(place) * width;
     for (int j = 0; j < place.count; ++j) {
       for (const A* stat : {rows.m, rows.log_s, rows.gy, rows.q})
-        *stats++ = stat[j];
+        *saved++ = stat[j];
       for (int t = 0; t < terms_.count(); ++t)
-        *stats++ = rows.G[t * P_ + j];
+        *saved++ = rows.G[t * P_ + j];
     }
   }
 

@@ -34,21 +34,21 @@ Launched launched(const RowArgs& args, const Plan& plan) {
           grid.shared_bytes};
 }
 
-int64_t stats_bytes(const RowLossArgs& args) {
-  return args.shape.rows() * (num_stats + args.num_terms) * accumulator_size(args.type);
+int64_t saved_bytes(const RowLossArgs& args) {
+  return args.shape.rows() * (num_saved + args.num_terms) * accumulator_size(args.type);
 }
 
 // The sums, then the gradient and the softmax from what was saved of the rows.
 void split_row_loss(RowLossArgs args, const Plan& plan, const Workspace& workspace,
                     const Place& place) {
   const int64_t sums = split_workspace(args, plan);
-  char* const memory = static_cast<char*>(workspace(sums + stats_bytes(args)));
-  if (!args.stats)
-    args.stats = memory + sums;
+  char* const memory = static_cast<char*>(workspace(sums + saved_bytes(args)));
+  if (!args.saved)
+    args.saved = memory + sums;
   launch_split(args, plan, memory, place.stream);
   if (!args.grad.data && !args.probs.data)
     return;
-  RowGradArgs grad = {args, args.stats};
+  RowGradArgs grad = {args, args.saved};
   const Plan grad_plan =
       plan_grad(args.type, args.shape, args.logits, describe_device(place.device), limits());
   launch_grad_rows(grad, args.probs, grad_plan, place.stream);
@@ -85,10 +85,10 @@ Launched row_loss_launch(const RowLossArgs& given, const Place& place) {
   return launched(args, plan);
 }
 
-void shard_statistics(const ShardArgs& given, const Place& place) {
+void shard_partials(const ShardArgs& given, const Place& place) {
   ShardArgs args = given;
   const Plan plan = planned_shard(args, place);
-  launch_shard_statistics(args, plan, place.stream);
+  launch_shard_partials(args, plan, place.stream);
 }
 
 void shard_sums(const ShardArgs& given, const Place& place) {

@@ -5,12 +5,12 @@ namespace anl::cuda {
 namespace {
 
 template <class A> struct RowTeamParam {
-  ColumnGradArgs args; // the statistics are written with those of ColumnArgs alone
+  ColumnGradArgs args; // the parts of the lse are written with those of ColumnArgs alone
   int lanes;           // of a row; 0: the block
 };
 
-template <class A> ANL_DEVICE A* statistics_of(const ColumnArgs& args, int64_t n) {
-  return static_cast<A*>(args.statistics) + n * num_column_statistics;
+template <class A> ANL_DEVICE A* lse_parts_of(const ColumnArgs& args, int64_t n) {
+  return static_cast<A*>(args.lse_parts) + n * num_lse_parts;
 }
 ANL_DEVICE bool counts(const ColumnArgs& args, int64_t n) {
   return !args.counted || args.counted[n];
@@ -55,7 +55,7 @@ private:
   int64_t step_;
 };
 
-template <class A> ANL_DEVICE void take_in(Statistics<A>& s, A z) {
+template <class A> ANL_DEVICE void take_in(Partials<A>& s, A z) {
   if (z > s.m) {
     s.mass = s.mass * exp_below(s.m - z) + 1;
     s.m = z;
@@ -66,13 +66,13 @@ template <class A> ANL_DEVICE void take_in(Statistics<A>& s, A z) {
 
 template <class T>
 ANL_KERNEL(row_threads, 4)
-column_statistics_kernel(ANL_PARAM RowTeamParam<Accumulator<T>> p) {
+lse_parts_kernel(ANL_PARAM RowTeamParam<Accumulator<T>> p) {
   using A = Accumulator<T>;
   const Seat seat(p.lanes);
   const bool exists = seat.n < p.args.shape.B * p.args.shape.M;
   const bool counted = exists && counts(p.args, seat.n);
   const int K = int(p.args.shape.K);
-  Statistics<A> s = Statistics<A>::nothing();
+  Partials<A> s = Partials<A>::nothing();
   if (counted) {
     const ColumnRow<T> z(p.args.logits, p.args.shape, seat.n);
     const int whole = z.in_vectors() ? K / width<T> * width<T> : 0;
@@ -88,7 +88,7 @@ column_statistics_kernel(ANL_PARAM RowTeamParam<Accumulator<T>> p) {
   }
   s = seat.reduce(s);
   if (exists && seat.rank == 0) {
-    A* const to = statistics_of<A>(p.args, seat.n);
+    A* const to = lse_parts_of<A>(p.args, seat.n);
     to[0] = counted ? s.m : A(0);
     to[1] = counted ? Math<A>::log(s.mass) : A(0);
   }
@@ -98,7 +98,7 @@ column_statistics_kernel(ANL_PARAM RowTeamParam<Accumulator<T>> p) {
 template <class A> class ColumnSlopes {
 public:
   ANL_DEVICE ColumnSlopes(const ColumnGradArgs& args, int64_t n)
-      : m_(statistics_of<A>(args, n)[0]), log_s_(statistics_of<A>(args, n)[1]), low_(A(args.low)),
+      : m_(lse_parts_of<A>(args, n)[0]), log_s_(lse_parts_of<A>(args, n)[1]), low_(A(args.low)),
         high_(A(args.high)), slopes_(static_cast<const A*>(args.slopes)) {}
 
   ANL_DEVICE A p(A z) const { return exp_below((z - m_) - log_s_); }
@@ -226,7 +226,7 @@ column_sums_kernel(ANL_PARAM ColumnSumsParam<Accumulator<T>> p) {
     if (!counts(p.args, n))
       continue;
     const ColumnRow<T> z(p.args.logits, p.args.shape, n);
-    const A m = statistics_of<A>(p.args, n)[0], log_s = statistics_of<A>(p.args, n)[1];
+    const A m = lse_parts_of<A>(p.args, n)[0], log_s = lse_parts_of<A>(p.args, n)[1];
 #pragma unroll
     for (int c = 0; c < columns_of_thread; ++c) {
       const int k = first + c * p.lanes;
@@ -317,7 +317,7 @@ void column_sums(const ColumnSumsArgs& given, const Place& place) {
     using T = decltype(storage);
     using A = Accumulator<T>;
     const TeamOfRow<T> team(args);
-    launch(column_statistics_kernel<T>, "column_statistics", team.grid, place.stream,
+    launch(lse_parts_kernel<T>, "lse_parts", team.grid, place.stream,
            RowTeamParam<A>{args, team.lanes});
     const Grid grid = {plan.groups * plan.across, 1, row_threads,
                        int64_t(row_threads * columns_of_thread * sizeof(A))};

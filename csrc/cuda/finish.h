@@ -1,4 +1,4 @@
-// From a row's statistics to its results: sums, heads, what is stored for the row.
+// From a row's partials to its results: sums, heads, what is stored for the row.
 #pragma once
 
 #include "plan.h"
@@ -30,13 +30,13 @@ ANL_DEVICE void store_row(const RowLossArgs& args, int64_t n, const Label<A>& la
   store_to(args.row_losses, n, label.counted ? slopes.loss : A(0));
   store_to(args.lse, n, softmax.m + softmax.log_s);
   store_to(args.p_y, n, label.counted ? softmax.p_y : A(0));
-  if (!args.stats)
+  if (!args.saved)
     return;
-  A* stats = static_cast<A*>(args.stats) + n * (num_stats + args.num_terms);
-  stats[0] = softmax.m;
-  stats[1] = softmax.log_s;
-  stats[2] = slopes.gy;
-  stats[3] = slopes.q;
+  A* saved = static_cast<A*>(args.saved) + n * (num_saved + args.num_terms);
+  saved[0] = softmax.m;
+  saved[1] = softmax.log_s;
+  saved[2] = slopes.gy;
+  saved[3] = slopes.q;
 }
 
 template <class A>
@@ -60,7 +60,7 @@ ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>
       return;
     const int64_t T = p.terms.count;
     store_to(args.term_losses, n * T + t, label.counted ? loss : A(0));
-    store_to(args.stats, n * (num_stats + T) + num_stats + t, G);
+    store_to(args.saved, n * (num_saved + T) + num_saved + t, G);
   };
   const Slopes<A> slopes =
       run_heads(p.terms, static_cast<const A*>(args.term_weights), row, slots, leads, factor, put);
@@ -78,7 +78,7 @@ ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, boo
                            const Sink<T>& probs) {
   using A = Accumulator<T>;
   const RowLossArgs& args = p.args;
-  const Statistics<A> s = team.reduce(statistics_of(source, p.terms.linear));
+  const Partials<A> s = team.reduce(partials_of(source, p.terms.linear));
   RowSums<A> row = row_sums(s, label.z_y);
   const bool absent = some_absent(row, label, int(args.shape.K));
   sum_dense(p.terms, source, s, team, slots, row);

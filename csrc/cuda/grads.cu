@@ -1,5 +1,5 @@
-// The gradient of rows with neighbouring classes out of saved statistics: every block writes a part
-// of a row.
+// The gradient of rows with neighbouring classes out of what was saved of rows: every block writes
+// a part of a row.
 #include "kernels.h"
 
 namespace anl::cuda {

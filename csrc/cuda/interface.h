@@ -45,7 +45,7 @@ int64_t column_groups(const ColumnArgs&, const Place&);
 void column_sums(const ColumnSumsArgs&, const Place&);
 void column_grad(const ColumnGradArgs&, const Place&);
 
-void shard_statistics(const ShardArgs&, const Place&);
+void shard_partials(const ShardArgs&, const Place&);
 void shard_sums(const ShardArgs&, const Place&);
 void shard_finish(const ShardArgs&, const Place&);
 
@@ -61,6 +61,6 @@ struct Launched {
   int64_t shared_bytes;
 };
 Launched row_loss_launch(const RowLossArgs&, const Place&);
-Launched shard_launch(const RowLossArgs&, const Place&); // of statistics and of sums
+Launched shard_launch(const RowLossArgs&, const Place&); // of partials and of sums
 
 } // namespace anl::cuda

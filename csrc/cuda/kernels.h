@@ -43,22 +43,22 @@ public:
   using A = Accumulator<T>;
   ANL_DEVICE SavedRow(const RowGradParam<A>& p, int64_t n, const Label<A>& label)
       : terms_(p.terms),
-        stats_(static_cast<const A*>(p.args.stats) + n * (num_stats + p.terms.count)),
+        saved_(static_cast<const A*>(p.args.saved) + n * (num_saved + p.terms.count)),
         factor_(label.counted ? scale_of_row<A>(p.args, n) : A(0)), zero_(!label.counted) {}
 
-  ANL_DEVICE Scale<A> scale() const { return Scale<A>(stats_[0], stats_[1]); }
-  ANL_DEVICE A slope(int i) const { return stats_[num_stats + terms_.dense[i]] * factor_; }
+  ANL_DEVICE Scale<A> scale() const { return Scale<A>(saved_[0], saved_[1]); }
+  ANL_DEVICE A slope(int i) const { return saved_[num_saved + terms_.dense[i]] * factor_; }
   ANL_DEVICE RowGradient<A> gradient() const {
     A base = 0;
     for (int t = 0; t < terms_.count; ++t)
       if (terms_.term[t].sum == Sum::Affine)
-        base += stats_[num_stats + t];
-    return {stats_[2] * factor_, stats_[3] * factor_, base * factor_, 0, true, zero_};
+        base += saved_[num_saved + t];
+    return {saved_[2] * factor_, saved_[3] * factor_, base * factor_, 0, true, zero_};
   }
 
 private:
   const Terms<A>& terms_;
-  const A* stats_;
+  const A* saved_;
   A factor_;
   bool zero_;
 };
@@ -87,10 +87,10 @@ void launch_rows(const RowLossArgs&, const Plan&, void* stream);
 void launch_tiles(const RowLossArgs&, const Plan&, void* stream);
 void launch_grad_tiles(const RowGradArgs&, const Plan&, void* stream);
 void launch_grad_rows(const RowGradArgs&, const Rows& probs, const Plan&, void* stream);
-// The split form leaves its gradient, and the softmax, to launch_grad_rows: args.stats is written.
+// The split form leaves its gradient, and the softmax, to launch_grad_rows: args.saved is written.
 int64_t split_workspace(const RowLossArgs&, const Plan&);
 void launch_split(const RowLossArgs&, const Plan&, void* workspace, void* stream);
-void launch_shard_statistics(const ShardArgs&, const Plan&, void* stream);
+void launch_shard_partials(const ShardArgs&, const Plan&, void* stream);
 void launch_shard_sums(const ShardArgs&, const Plan&, void* stream);
 
 } // namespace anl::cuda

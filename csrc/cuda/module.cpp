@@ -97,5 +97,5 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("row_loss_launch", launch_of<anl::cuda::row_loss_launch>,
              "How the loss of these logits is launched.");
   module.def("shard_launch", launch_of<anl::cuda::shard_launch>,
-             "How the statistics of these logits, a shard's, are launched.");
+             "How the partials of these logits, a shard's, are launched.");
 }

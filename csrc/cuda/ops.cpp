@@ -46,14 +46,14 @@ void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
 Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                  const OptionalTensor& term_weights, at::IntArrayRef functors,
                  at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,
-                 bool inplace, bool write_stats, bool aux, bool probs) {
+                 bool inplace, bool write_saved, bool aux, bool probs) {
   check_device("target", target, logits);
   check_device("row_scale", row_scale, logits);
   if (term_weights)
     check_device("term_weights", *term_weights, logits);
   const OnDeviceOf device(logits);
   RowLossCall call(logits, target, row_scale, term_weights, terms_of(functors, numbers),
-                   ignore_index, {write_grad, inplace, write_stats, aux, probs}, allocate);
+                   ignore_index, {write_grad, inplace, write_saved, aux, probs}, allocate);
   if (!call.empty())
     run(call.args, call.logits, device.place());
   const Tensor scaled = std::get<1>(call.outputs).view(target.sizes()).mul(call.scale);
@@ -63,39 +63,39 @@ Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_s
 
 // See Backend.row_grad.
 void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                   const Tensor& row_scale, const Tensor& stats, at::IntArrayRef functors,
+                   const Tensor& row_scale, const Tensor& saved, at::IntArrayRef functors,
                    at::ArrayRef<double> numbers, int64_t ignore_index) {
   check_device("grad", grad, logits);
   check_device("target", target, logits);
   check_device("row_scale", row_scale, logits);
-  check_device("stats", stats, logits);
+  check_device("saved", saved, logits);
   if (logits.numel() == 0)
     return;
   const OnDeviceOf device(logits);
-  const RowGradCall call(grad, logits, target, row_scale, stats, terms_of(functors, numbers),
+  const RowGradCall call(grad, logits, target, row_scale, saved, terms_of(functors, numbers),
                          ignore_index);
   cuda::row_grad(call.args, device.place());
 }
 
-// See Kernels.shard_statistics.
-std::tuple<Tensor, Tensor> shard_statistics(const Tensor& logits, const Tensor& target,
-                                            int64_t ignore_index, bool aux) {
+// See Kernels.shard_partials.
+std::tuple<Tensor, Tensor> shard_partials(const Tensor& logits, const Tensor& target,
+                                          int64_t ignore_index, bool aux) {
   check_device("target", target, logits);
   const OnDeviceOf device(logits);
-  const ShardStatisticsCall call(logits, target, ignore_index, aux);
+  const ShardPartialsCall call(logits, target, ignore_index, aux);
   if (!call.empty())
-    cuda::shard_statistics(call.args, device.place());
-  return {call.statistics, call.best};
+    cuda::shard_partials(call.args, device.place());
+  return {call.partials, call.best};
 }
 
 // See Kernels.shard_sums.
-Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& statistics,
+Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& partials,
                   at::IntArrayRef functors, at::ArrayRef<double> numbers, int64_t ignore_index,
                   bool aux) {
   check_device("target", target, logits);
-  check_device("statistics", statistics, logits);
+  check_device("partials", partials, logits);
   const OnDeviceOf device(logits);
-  const ShardSumsCall call(logits, target, statistics, terms_of(functors, numbers), ignore_index,
+  const ShardSumsCall call(logits, target, partials, terms_of(functors, numbers), ignore_index,
                            aux);
   if (!call.empty())
     cuda::shard_sums(call.args, device.place());
@@ -103,17 +103,17 @@ Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& stat
 }
 
 // See Kernels.shard_finish.
-ShardOutputs shard_finish(const Tensor& statistics, const Tensor& sums, const Tensor& target,
+ShardOutputs shard_finish(const Tensor& partials, const Tensor& sums, const Tensor& target,
                           const OptionalTensor& term_weights, at::IntArrayRef functors,
-                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_stats,
+                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_saved,
                           bool aux) {
-  check_device("sums", sums, statistics);
-  check_device("target", target, statistics);
+  check_device("sums", sums, partials);
+  check_device("target", target, partials);
   if (term_weights)
-    check_device("term_weights", *term_weights, statistics);
-  const OnDeviceOf device(statistics);
-  const ShardFinishCall call(statistics, sums, target, term_weights, terms_of(functors, numbers),
-                             ignore_index, write_stats, aux);
+    check_device("term_weights", *term_weights, partials);
+  const OnDeviceOf device(partials);
+  const ShardFinishCall call(partials, sums, target, term_weights, terms_of(functors, numbers),
+                             ignore_index, write_saved, aux);
   if (!call.empty())
     cuda::shard_finish(call.args, device.place());
   return call.outputs;
@@ -148,17 +148,17 @@ std::tuple<Tensor, Tensor> column_sums(const Tensor& logits, const OptionalTenso
   const OnDeviceOf device(logits);
   ColumnSumsCall call(logits, counted, low, high);
   if (call.empty())
-    return {call.sums, call.statistics};
+    return {call.sums, call.lse_parts};
   const int64_t groups = cuda::column_groups(call.args, device.place());
   const Tensor partial = call.numbers({groups, call.args.shape.K});
   call.args.sums = partial.data_ptr();
   cuda::column_sums(call.args, device.place());
-  return {groups == 1 ? partial.squeeze(0) : partial.sum(0), call.statistics};
+  return {groups == 1 ? partial.squeeze(0) : partial.sum(0), call.lse_parts};
 }
 
 // See ColumnKernels.column_grad.
 void column_grad(const Tensor& grad, const Tensor& logits, const OptionalTensor& counted,
-                 const Tensor& statistics, const Tensor& slopes, const Tensor& scale, double low,
+                 const Tensor& lse_parts, const Tensor& slopes, const Tensor& scale, double low,
                  double high, bool accumulate) {
   check_device("grad", grad, logits);
   check_device("slopes", slopes, logits);
@@ -168,8 +168,7 @@ void column_grad(const Tensor& grad, const Tensor& logits, const OptionalTensor&
   if (logits.numel() == 0)
     return;
   const OnDeviceOf device(logits);
-  const ColumnGradCall call(grad, logits, counted, statistics, slopes, scale, low, high,
-                            accumulate);
+  const ColumnGradCall call(grad, logits, counted, lse_parts, slopes, scale, low, high, accumulate);
   cuda::column_grad(call.args, device.place());
 }
 
@@ -193,7 +192,7 @@ TORCH_LIBRARY(anl_kernels_cuda, library) { define_operators(library); }
 TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
   library.impl("row_loss", row_loss);
   library.impl("row_grad_into", row_grad_into);
-  library.impl("shard_statistics", shard_statistics);
+  library.impl("shard_partials", shard_partials);
   library.impl("shard_sums", shard_sums);
   library.impl("shard_finish", shard_finish);
   library.impl("softmax", softmax);

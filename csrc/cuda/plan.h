@@ -154,7 +154,7 @@ inline int threads_for(int64_t vectors, int most) {
 // Blocks that a multiprocessor should have when rows are only read.
 constexpr int reading_blocks = 4;
 
-// The statistics or the sums of a shard: nearly every call reads its rows once, so that they are
+// The partials or the sums of a shard: nearly every call reads its rows once, so that they are
 // not kept, and lanes read them where they lie. Few long rows take clusters, which fill the device
 // without memory to merge in.
 inline Plan plan_shard(Type type, const Shape& shape, const Rows& rows, int64_t fixed_bytes,

@@ -1,4 +1,4 @@
-// What is done to one row by a team, whatever its logits come from: statistics, sums, heads,
+// What is done to one row by a team, whatever its logits come from: partials, sums, heads,
 // gradient. Losses have no names here; docs/math.md has the algebra.
 #pragma once
 
@@ -41,9 +41,9 @@ ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const 
 
 // Relative to the largest so far, so that no offset of the logits cancels, whatever lies far below.
 template <class Source, class A = typename Source::A>
-ANL_DEVICE Statistics<A> statistics_of(const Source& source, bool linear) {
+ANL_DEVICE Partials<A> partials_of(const Source& source, bool linear) {
   constexpr int W = Source::width;
-  Statistics<A> s = Statistics<A>::nothing();
+  Partials<A> s = Partials<A>::nothing();
   int seen = 0, absent = 0;
   source.visit([&](const A(&z)[W], int) {
     A high = z[0], low = z[0];
@@ -167,7 +167,7 @@ template <class A> struct RowSums {
   uint32_t lines;  // dense terms that are a line on this row, by slot: no sweep
 };
 
-template <class A> ANL_DEVICE RowSums<A> row_sums(const Statistics<A>& s, A z_y) {
+template <class A> ANL_DEVICE RowSums<A> row_sums(const Partials<A>& s, A z_y) {
   const A nothing = -A(INFINITY), m_others = s.mass == 0 ? nothing : s.m;
   RowSums<A> row;
   row.softmax = normalise(m_others, s.mass, z_y);
@@ -190,7 +190,7 @@ template <class A> ANL_DEVICE Scale<A> scale_of(const RowSums<A>& row) {
 
 // Whether a dense term is a line on this row, and which.
 template <class A>
-ANL_DEVICE Line<A> line_of(const Term<A>& term, const RowSums<A>& row, const Statistics<A>& s) {
+ANL_DEVICE Line<A> line_of(const Term<A>& term, const RowSums<A>& row, const Partials<A>& s) {
   const Scale<A> scale = scale_of(row);
   Line<A> line = {false, 0, 0};
   with_dense_functor(term, [&](const auto& f) { line = f.line(scale.l(s.lowest), scale.l(s.m)); });
@@ -203,7 +203,7 @@ template <class A> ANL_DEVICE Sums<A> sums_on_line(const Line<A>& line, const Ro
 
 // The sums of all dense terms, into the slots, by the team's leader.
 template <class Source, class Team, class A = typename Source::A>
-ANL_DEVICE void sum_dense(const Terms<A>& terms, const Source& source, const Statistics<A>& s,
+ANL_DEVICE void sum_dense(const Terms<A>& terms, const Source& source, const Partials<A>& s,
                           Team& team, const RowSlots<A>& slots, RowSums<A>& row) {
   for (int i = 0; i < terms.num_dense; ++i) {
     const Term<A>& term = terms.term[terms.dense[i]];

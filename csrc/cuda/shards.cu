@@ -1,5 +1,5 @@
 // Rows that have some of their classes here and the others on other devices: what each device finds
-// before and after they have merged their statistics, and the heads. row_grad writes the gradient.
+// before and after they have merged their partials, and the heads. row_grad writes the gradient.
 #include "tile_moves.h"
 
 namespace anl::cuda {
@@ -16,7 +16,7 @@ template <class A> struct ShardSumsParam : ShardParam {
 
 template <class A> struct ShardFinishParam {
   RowLossParam<A> row;
-  const A* statistics;
+  const A* partials;
   const Sums<A>* sums;
 };
 
@@ -30,8 +30,8 @@ ANL_DEVICE Label<Accumulator<T>> label_in_shard(const RowArgs& args, int64_t n, 
   return label;
 }
 
-// What shards exchange of a row: Kernels.shard_statistics.
-template <class A> ANL_DEVICE void store_statistics(A* columns, const Statistics<A>& s, A z_y) {
+// What shards exchange of a row: Kernels.shard_partials.
+template <class A> ANL_DEVICE void store_partials(A* columns, const Partials<A>& s, A z_y) {
   columns[0] = s.count > 0 ? s.m : -A(INFINITY);
   columns[1] = s.mass;
   columns[2] = s.total;
@@ -39,11 +39,11 @@ template <class A> ANL_DEVICE void store_statistics(A* columns, const Statistics
   columns[4] = z_y;
 }
 
-// What is known of a row when all shards' statistics have merged.
-template <class A> ANL_DEVICE RowSums<A> whole_row(const void* statistics, int64_t n) {
-  const A* columns = static_cast<const A*>(statistics) + n * num_statistics;
+// What is known of a row when all shards' partials have merged.
+template <class A> ANL_DEVICE RowSums<A> whole_row(const void* partials, int64_t n) {
+  const A* columns = static_cast<const A*>(partials) + n * num_partials;
   // The lowest class would tell the terms that are a line on this row: shards sum them all.
-  const Statistics<A> s = {columns[0], columns[1], -A(INFINITY), columns[2], columns[3]};
+  const Partials<A> s = {columns[0], columns[1], -A(INFINITY), columns[2], columns[3]};
   return row_sums(s, columns[4]);
 }
 
@@ -89,9 +89,9 @@ template <class A> struct WriteStatistics {
   template <class Source, class Team>
   ANL_DEVICE void operator()(int64_t n, A z_y, const Source& source, Team& team,
                              bool reports) const {
-    const Statistics<A> s = team.reduce(statistics_of(source, true));
+    const Partials<A> s = team.reduce(partials_of(source, true));
     if (reports)
-      store_statistics(static_cast<A*>(args.statistics) + n * num_statistics, s, z_y);
+      store_partials(static_cast<A*>(args.partials) + n * num_partials, s, z_y);
     if (!args.argmax)
       return;
     const Best<A> best = team.reduce(best_of(source));
@@ -105,7 +105,7 @@ template <class A> struct WriteSums {
 
   template <class Source, class Team>
   ANL_DEVICE void operator()(int64_t n, A, const Source& source, Team& team, bool reports) const {
-    const Scale<A> scale = scale_of(whole_row<A>(p.args.statistics, n));
+    const Scale<A> scale = scale_of(whole_row<A>(p.args.partials, n));
     Sums<A>* of_row = static_cast<Sums<A>*>(p.args.sums) + n * p.terms.num_dense;
     for (int i = 0; i < p.terms.num_dense; ++i) {
       const Sums<A> sums = team.reduce(sums_of_term(p.terms.term[p.terms.dense[i]], source, scale));
@@ -117,13 +117,13 @@ template <class A> struct WriteSums {
 
 template <class T>
 ANL_KERNEL(row_threads, sizeof(T) == 8 ? 2 : reading_blocks)
-shard_statistics_kernel(ANL_PARAM ShardParam p) {
+shard_partials_kernel(ANL_PARAM ShardParam p) {
   by_cluster<T, StreamedInPairs<T>>(p, WriteStatistics<Accumulator<T>>{p.args});
 }
 
 template <class T>
 ANL_KERNEL(tile_threads, sizeof(T) == 8 ? 4 : 8)
-shard_statistics_elements_kernel(ANL_PARAM ShardParam p) {
+shard_partials_elements_kernel(ANL_PARAM ShardParam p) {
   by_lanes<T>(p, WriteStatistics<Accumulator<T>>{p.args});
 }
 
@@ -151,12 +151,12 @@ template <class A> ANL_KERNEL(warp_size, 1) shard_finish_kernel(ANL_PARAM ShardF
   for (int i = 0; i < num_dense; ++i)
     slots.put_sums(i, p.sums[n * num_dense + i]);
   const Label<A> label = {-1, label_number(args, n) != args.ignore_index, 0};
-  finish_heads(p.row, n, label, whole_row<A>(p.statistics, n), slots, false, true, A(0));
+  finish_heads(p.row, n, label, whole_row<A>(p.partials, n), slots, false, true, A(0));
 }
 
 template <class A> void launch_finish(const ShardArgs& args, void* stream) {
   const ShardFinishParam<A> p = {{args, {}, args.aux, terms_of<A>(args)},
-                                 static_cast<const A*>(args.statistics),
+                                 static_cast<const A*>(args.partials),
                                  static_cast<const Sums<A>*>(args.sums)};
   const int64_t slots = RowSlots<A>::size(p.row.terms.num_dense) * sizeof(A);
   launch(shard_finish_kernel<A>, "shard_finish",
@@ -165,12 +165,12 @@ template <class A> void launch_finish(const ShardArgs& args, void* stream) {
 
 } // namespace
 
-void launch_shard_statistics(const ShardArgs& args, const Plan& plan, void* stream) {
+void launch_shard_partials(const ShardArgs& args, const Plan& plan, void* stream) {
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
     const bool vectors = plan.form == Form::Stream;
-    launch(vectors ? shard_statistics_kernel<T> : shard_statistics_elements_kernel<T>,
-           vectors ? "shard_statistics" : "shard_statistics_elements",
+    launch(vectors ? shard_partials_kernel<T> : shard_partials_elements_kernel<T>,
+           vectors ? "shard_partials" : "shard_partials_elements",
            grid_of(plan, args.shape, sizeof(T)), stream, ShardParam{args, plan});
   });
 }
@@ -186,7 +186,7 @@ void launch_shard_sums(const ShardArgs& args, const Plan& plan, void* stream) {
   });
 }
 
-// The statistics' type is that of the arithmetic.
+// The partials' type is that of the arithmetic.
 void shard_finish(const ShardArgs& args, const Place& place) {
   if (args.type == Type::Float64)
     launch_finish<double>(args, place.stream);

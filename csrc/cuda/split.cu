@@ -1,7 +1,7 @@
 // Few very long rows that no cluster holds: each is split over many blocks, whose sums merge.
 //
-// Three launches: statistics of every part; sums of the dense terms of every part, once all parts'
-// statistics give the row's lse; the heads. The gradient is then grads.cu's. No atomics: a block
+// Three launches: partials of every part; sums of the dense terms of every part, once all parts'
+// partials give the row's lse; the heads. The gradient is then grads.cu's. No atomics: a block
 // merges the parts in their order, the same bits every time.
 #include "kernels.h"
 
@@ -10,7 +10,7 @@ namespace {
 
 // The workspace, by row and part.
 template <class A> struct PartSums {
-  Statistics<A>* statistics;
+  Partials<A>* partials;
   Best<A>* best;
   Sums<A>* sums; // num_dense for each
   int parts;
@@ -48,15 +48,15 @@ template <class T> struct SplitRow {
 
 template <class T>
 ANL_KERNEL(row_threads, sizeof(T) == 8 ? 1 : 3)
-split_statistics_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
+split_partials_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   using A = Accumulator<T>;
   const SplitRow<T> row(p);
   const Streamed<T> source = row.source(p);
   Cluster team(shared_memory());
   const int64_t at = row.n * p.out.parts + row.part;
-  const Statistics<A> s = team.reduce(statistics_of(source, p.row.terms.linear));
+  const Partials<A> s = team.reduce(partials_of(source, p.row.terms.linear));
   if (team.leads())
-    p.out.statistics[at] = s;
+    p.out.partials[at] = s;
   if (!p.row.args.argmax)
     return;
   const Best<A> best = team.reduce(best_of(source));
@@ -71,7 +71,7 @@ split_sums_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const SplitRow<T> row(p);
   const Streamed<T> source = row.source(p);
   Cluster team(shared_memory());
-  const Statistics<A> s = merged(p.out.statistics + row.n * p.out.parts, p.out.parts, 1, team);
+  const Partials<A> s = merged(p.out.partials + row.n * p.out.parts, p.out.parts, 1, team);
   const RowSums<A> sums_of_row = row_sums(s, row.label.z_y);
   const Terms<A>& terms = p.row.terms;
   for (int i = 0; i < terms.num_dense; ++i) {
@@ -98,7 +98,7 @@ split_finish_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
   const Terms<A>& terms = p.row.terms;
   const int parts = p.out.parts;
   Lanes team(warp_size);
-  const Statistics<A> s = merged(p.out.statistics + row.n * parts, parts, 1, team);
+  const Partials<A> s = merged(p.out.partials + row.n * parts, parts, 1, team);
   const RowSums<A> sums_of_row = row_sums(s, row.label.z_y);
   const RowSlots<A> slots(reinterpret_cast<A*>(shared_memory()), terms.num_dense);
   for (int i = 0; i < terms.num_dense; ++i) {
@@ -117,14 +117,14 @@ split_finish_kernel(ANL_PARAM SplitParam<Accumulator<T>> p) {
 }
 
 template <class A> int64_t bytes_of_part(int num_dense) {
-  return sizeof(Statistics<A>) + sizeof(Best<A>) + num_dense * sizeof(Sums<A>);
+  return sizeof(Partials<A>) + sizeof(Best<A>) + num_dense * sizeof(Sums<A>);
 }
 
 template <class A> PartSums<A> part_sums(char* workspace, int64_t rows, int parts) {
   PartSums<A> out;
   out.parts = parts;
-  out.statistics = reinterpret_cast<Statistics<A>*>(workspace);
-  workspace += rows * parts * sizeof(Statistics<A>);
+  out.partials = reinterpret_cast<Partials<A>*>(workspace);
+  workspace += rows * parts * sizeof(Partials<A>);
   out.best = reinterpret_cast<Best<A>*>(workspace);
   out.sums = reinterpret_cast<Sums<A>*>(workspace + rows * parts * sizeof(Best<A>));
   return out;
@@ -151,7 +151,7 @@ void launch_split(const RowLossArgs& args, const Plan& plan, void* workspace, vo
     const SplitParam<A> p = {
         param_of<A>(args, plan),
         part_sums<A>(static_cast<char*>(workspace), args.shape.rows(), by_part.blocks_y)};
-    launch(split_statistics_kernel<T>, "split_statistics", by_part, stream, p);
+    launch(split_partials_kernel<T>, "split_partials", by_part, stream, p);
     if (p.row.terms.num_dense)
       launch(split_sums_kernel<T>, "split_sums", by_part, stream, p);
     const Grid by_row = {args.shape.rows(), 1, warp_size, slot_bytes<A>(p.row.terms.num_dense)};

@@ -27,13 +27,13 @@ template <class A> ANL_DEVICE Sums<A> merge_lanes(Sums<A> s, int lanes) {
 
 // Of classes other than the target: the maximum, the sum of exp(z - m), the least that is not -inf,
 // the sum of z - m over those and their number.
-template <class A> struct Statistics {
+template <class A> struct Partials {
   A m, mass, lowest, total, count;
   // From the lowest number on, which -inf may be compared with and subtracted from.
-  ANL_DEVICE static Statistics nothing() { return {lowest_number<A>, 0, A(INFINITY), 0, 0}; }
+  ANL_DEVICE static Partials nothing() { return {lowest_number<A>, 0, A(INFINITY), 0, 0}; }
 };
 
-template <class A> ANL_DEVICE Statistics<A> with_maximum(Statistics<A> s, A m) {
+template <class A> ANL_DEVICE Partials<A> with_maximum(Partials<A> s, A m) {
   // Not to be fused with the addition that follows: lanes that merge in other orders must round
   // alike.
   s.mass = product(s.mass, Math<A>::exp(s.m - m));
@@ -42,17 +42,17 @@ template <class A> ANL_DEVICE Statistics<A> with_maximum(Statistics<A> s, A m) {
   return s;
 }
 
-template <class A> ANL_DEVICE Statistics<A> add(const Statistics<A>& a, const Statistics<A>& b) {
+template <class A> ANL_DEVICE Partials<A> add(const Partials<A>& a, const Partials<A>& b) {
   return {a.m, a.mass + b.mass, smaller(a.lowest, b.lowest), a.total + b.total, a.count + b.count};
 }
 
-template <class A> ANL_DEVICE Statistics<A> merge(const Statistics<A>& a, const Statistics<A>& b) {
+template <class A> ANL_DEVICE Partials<A> merge(const Partials<A>& a, const Partials<A>& b) {
   const A m = larger(a.m, b.m);
   return add(with_maximum(a, m), with_maximum(b, m));
 }
 
 // As merge, but for one exp to a lane.
-template <class A> ANL_DEVICE Statistics<A> merge_lanes(Statistics<A> s, int lanes) {
+template <class A> ANL_DEVICE Partials<A> merge_lanes(Partials<A> s, int lanes) {
   A m = s.m;
   for (int mask = lanes / 2; mask > 0; mask /= 2)
     m = larger(m, shuffle_xor(m, mask));

@@ -40,11 +40,11 @@ EVERYTHING = sum(
      ak.GCE(), ak.AGCE(1, 2), ak.AUL(2, 1), ak.NGCE(), ak.AMSE(3), ak.ZLoss()]
 )  # fmt: skip
 ONE_PASS = {"write_grad": True}
-STATISTICS = {"write_stats": True}
+STATISTICS = {"write_saved": True}
 AUX = {"write_grad": True, "aux": True, "probs": True}
 bf16, f16, f32, f64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
-# name: (shape, dtype, terms, request); the gradient of a "statistics" case is audited with it.
+# name: (shape, dtype, terms, request); the gradient of a "partials" case is audited with it.
 CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, dict[str, bool]]] = {
     "rows10_f32_anl": ((65536, 10), f32, ANL, ONE_PASS),
     "rows1000_f32_anl": ((4096, 1000), f32, ANL, ONE_PASS),
@@ -128,8 +128,8 @@ def _row_calls() -> dict[str, Any]:
         scale = torch.empty((), dtype=accumulator_dtype(dtype), device="meta")
         request = RowRequest(as_terms(terms), -100, **asked)
         out = launch.row_loss(logits, target, scale, None, request)
-        if request.write_stats:
-            launch.row_grad(torch.empty_like(logits), logits, target, scale, out.stats, request)
+        if request.write_saved:
+            launch.row_grad(torch.empty_like(logits), logits, target, scale, out.saved, request)
         else:
             launch.scale_(out.grad, scale)
 
@@ -141,9 +141,9 @@ def _shard_calls() -> dict[str, Any]:
         logits = torch.empty(shape, dtype=dtype, device="meta")
         target = torch.empty(shape[:1] + shape[2:], dtype=torch.int64, device="meta")
         request = RowRequest(as_terms(terms), -100, **asked)
-        statistics, _ = launch.shard_statistics(logits, target, request)
-        sums = launch.shard_sums(logits, target, statistics, request)
-        launch.shard_finish(statistics, sums, target, None, request)
+        partials, _ = launch.shard_partials(logits, target, request)
+        sums = launch.shard_sums(logits, target, partials, request)
+        launch.shard_finish(partials, sums, target, None, request)
 
     return {name: lambda case=case: call(*case) for name, case in SHARD_CASES.items()}
 
@@ -161,10 +161,10 @@ def _column_calls() -> dict[str, Any]:
         logits = torch.empty(shape, dtype=dtype, device="meta")
         counted = torch.empty(shape[:1] + shape[2:], dtype=torch.bool, device="meta")
         bounds = 1e-7, 1 - 1e-7
-        sums, statistics = launch.column_sums(logits, counted, *bounds)
+        sums, partials = launch.column_sums(logits, counted, *bounds)
         scale = sums.new_empty(())
         grad = torch.empty_like(logits)
-        launch.column_grad(grad, logits, counted, statistics, sums, scale, *bounds, True)
+        launch.column_grad(grad, logits, counted, partials, sums, scale, *bounds, True)
 
     return {name: lambda case=case: call(*case) for name, case in COLUMN_CASES.items()}
 

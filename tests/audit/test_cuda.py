@@ -30,7 +30,7 @@ IN_VECTORS = (
     "column_grad",
 )
 SHARDS = [
-    f"{kernel} {dtype}" for kernel in ("shard_statistics", "shard_sums") for dtype in TYPES.values()
+    f"{kernel} {dtype}" for kernel in ("shard_partials", "shard_sums") for dtype in TYPES.values()
 ]
 
 

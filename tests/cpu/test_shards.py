@@ -41,7 +41,7 @@ def shard_of(form, dtype=torch.float32):
 
 
 def expected(logits, target):
-    """Statistics and the best class of the others, in float64."""
+    """Partials and the best class of the others, in float64."""
     columns, places = [], []
     for row, label in each_row(logits.double(), target):
         z, y = row.clone(), -torch.inf
@@ -69,10 +69,10 @@ def tolerance_of(dtype):
 
 
 def all_results(kernels, logits, target, terms):
-    """Statistics, best and sums, as if the shard was all there is."""
+    """Partials, best and sums, as if the shard was all there is."""
     request = RowRequest(terms, IGNORE, aux=True)
-    statistics, best = kernels.shard_statistics(logits, target, request)
-    return statistics, best, kernels.shard_sums(logits, target, statistics, request)
+    partials, best = kernels.shard_partials(logits, target, request)
+    return partials, best, kernels.shard_sums(logits, target, partials, request)
 
 
 def assert_same_bits(ours, others):
@@ -81,15 +81,15 @@ def assert_same_bits(ours, others):
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_statistics(dtype, index, form, kernels, poisoned):
+def test_partials(dtype, index, form, kernels, poisoned):
     logits, target = shard_of(form, dtype)
-    statistics, best, _ = all_results(kernels, logits, target.to(index), ONE)
+    partials, best, _ = all_results(kernels, logits, target.to(index), ONE)
     wanted, places = expected(logits, target)
-    assert statistics.dtype == accumulator_dtype(dtype)
+    assert partials.dtype == accumulator_dtype(dtype)
     exact = [0, 3, 4]
-    assert torch.equal(statistics[:, exact].double(), wanted[:, exact])
+    assert torch.equal(partials[:, exact].double(), wanted[:, exact])
     for column in (1, 2):
-        assert error(statistics[:, column], wanted[:, column]) <= tolerance_of(dtype)
+        assert error(partials[:, column], wanted[:, column]) <= tolerance_of(dtype)
     assert torch.equal(best, places)
 
 
@@ -139,13 +139,13 @@ def test_a_shard_without_other_classes(label, num_classes, kernels, poisoned):
     logits = torch.full((3, num_classes), -torch.inf)
     logits[:, 0] = 2.0 if label == 0 else -torch.inf
     target = torch.full((3,), label)
-    statistics, _, _ = all_results(kernels, logits, target, ONE)
+    partials, _, _ = all_results(kernels, logits, target, ONE)
     z_y = 2.0 if label == 0 else -torch.inf
-    assert statistics.tolist() == [[-torch.inf, 0.0, 0.0, 0.0, z_y]] * 3
+    assert partials.tolist() == [[-torch.inf, 0.0, 0.0, 0.0, z_y]] * 3
     # The other classes of the rows are in another shard.
-    statistics = torch.tensor([[3.0, 1.5, -0.5, 2.0, 2.0]]).repeat(3, 1)
+    partials = torch.tensor([[3.0, 1.5, -0.5, 2.0, 2.0]]).repeat(3, 1)
     for terms in (ONE, SEVERAL):
-        assert not kernels.shard_sums(logits, target, statistics, RowRequest(terms, IGNORE)).any()
+        assert not kernels.shard_sums(logits, target, partials, RowRequest(terms, IGNORE)).any()
 
 
 @pytest.mark.parametrize("num_classes", [9, 5000])
@@ -157,22 +157,22 @@ def test_one_row_without_a_batch(num_classes, kernels, poisoned):
 
 def test_weights_of_terms(kernels, poisoned):
     logits, target = random_rows(5, 300)
-    request = RowRequest(SEVERAL, IGNORE, write_stats=True, aux=True)
-    statistics, _, sums = all_results(kernels, logits, target, SEVERAL)
+    request = RowRequest(SEVERAL, IGNORE, write_saved=True, aux=True)
+    partials, _, sums = all_results(kernels, logits, target, SEVERAL)
     weights = torch.tensor([2.0, 0.5, 3.0])
-    ours = kernels.shard_finish(statistics, sums, target, weights, request)
+    ours = kernels.shard_finish(partials, sums, target, weights, request)
     wanted = kernels.row_loss(logits, target, torch.ones(()), weights, request)
-    for name in ("row_losses", "stats", "term_losses", "lse", "p_y"):
+    for name in ("row_losses", "saved", "term_losses", "lse", "p_y"):
         assert error(getattr(ours, name), getattr(wanted, name)) <= 1e-6, name
 
 
-def test_statistics_that_do_not_fit_are_refused(kernels):
+def test_partials_that_do_not_fit_are_refused(kernels):
     logits, target = random_rows(5, 30)
     request = RowRequest(ONE, IGNORE)
-    statistics, _, sums = all_results(kernels, logits, target, ONE)
+    partials, _, sums = all_results(kernels, logits, target, ONE)
     with pytest.raises(RuntimeError, match=r"expected \(5, 5\)"):
-        kernels.shard_sums(logits, target, statistics[:4], request)
+        kernels.shard_sums(logits, target, partials[:4], request)
     with pytest.raises(RuntimeError, match=r"expected \(5, 5\)"):
-        kernels.shard_sums(logits, target, statistics.double(), request)
+        kernels.shard_sums(logits, target, partials.double(), request)
     with pytest.raises(RuntimeError, match=r"expected \(5, 2\)"):
-        kernels.shard_finish(statistics, sums[:, :1], target, None, request)
+        kernels.shard_finish(partials, sums[:, :1], target, None, request)

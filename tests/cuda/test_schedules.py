@@ -81,7 +81,7 @@ def test_entropy_regulariser(shape, schedule):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_shards(dtype, form, schedule):
     logits, target = logits_of(dtype, "rows", "cpu")
-    request = RowRequest(CASES["all"], IGNORE, write_stats=True, aux=True)
+    request = RowRequest(CASES["all"], IGNORE, write_saved=True, aux=True)
     scale = torch.ones((), dtype=accumulator_dtype(dtype))
 
     def compute():

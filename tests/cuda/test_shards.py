@@ -76,7 +76,7 @@ def test_the_columns(dtype, form, device, poisoned):
     logits[5] += 1e6
     label = local(target, 2, 60).int()
     with forced_of_shards(form):
-        columns, _ = load_backend("cuda").shard_statistics(
+        columns, _ = load_backend("cuda").shard_partials(
             logits[:, 2:], label, RowRequest(CASES["CE"], IGNORE, aux=True)
         )
     z = logits[:, 2:].double()
@@ -100,7 +100,7 @@ def test_the_first_of_the_best(form, device, poisoned):
     logits[1] = -torch.inf
     target = torch.tensor([130, -1], device=device)
     with forced_of_shards(form):
-        _, best = load_backend("cuda").shard_statistics(
+        _, best = load_backend("cuda").shard_partials(
             logits, target, RowRequest(CASES["CE"], IGNORE, aux=True)
         )
     assert best.tolist() == [131, 0]
@@ -112,9 +112,9 @@ def test_the_most_terms(device):
     terms = ak.terms.as_terms(sum(many[1:], 1.0 * many[0]))
     assert_merged("cuda", logits, target, terms, SPLITS["even"], 1e-12, aux=True)
     request = RowRequest(terms + ak.CE(), IGNORE)
-    statistics = torch.zeros(7, 5, dtype=torch.float64, device=device)
+    partials = torch.zeros(7, 5, dtype=torch.float64, device=device)
     with pytest.raises(RuntimeError, match="up to 32, got 33"):
-        load_backend("cuda").shard_sums(logits, target, statistics, request)
+        load_backend("cuda").shard_sums(logits, target, partials, request)
 
 
 @pytest.mark.parametrize("num_rows", [1, 31, 32, 33, 129])

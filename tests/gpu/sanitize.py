@@ -79,7 +79,7 @@ def shards(logits, target):
     if name == "reference":
         losses, grad, _, lse, p_y, _ = recompute(logits, target)
         return losses, grad, lse, p_y
-    request = RowRequest(TERMS, IGNORE, write_stats=True, aux=True)
+    request = RowRequest(TERMS, IGNORE, write_saved=True, aux=True)
     scale = torch.full((), UPSTREAM, dtype=accumulator_dtype(logits.dtype), device=logits.device)
     splits = (0, logits.shape[1] // 3, logits.shape[1])
     outputs, grad, _ = run_shards(

@@ -64,7 +64,7 @@ def grad_args(head, backend, **options):
     *tensors, scale, _ = loss_args(head, backend, per_row=True)[:6]
     spec = specs(backend, head, **options)
     loss = OPS.linear_loss(*tensors, scale, None, *spec)
-    return *tensors, scale, loss[1 + ROW_OUTPUTS.index("stats")], *spec
+    return *tensors, scale, loss[1 + ROW_OUTPUTS.index("saved")], *spec
 
 
 def opcheck(operator, args):

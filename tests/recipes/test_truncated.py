@@ -88,7 +88,7 @@ def test_refresh_from_a_model(device):
     model = network().to(device)
     model[1].eval()  # a norm that is to keep its statistics
     modes = [module.training for module in model.modules()]
-    statistics = model[1].running_mean.clone()
+    partials = model[1].running_mean.clone()
     criterion = recipes.TruncatedGCE(NUM_SAMPLES, k=0.25).to(device)
     places = torch.randperm(NUM_SAMPLES)
     # From wherever a loader leaves them, whole numbers among them.
@@ -101,7 +101,7 @@ def test_refresh_from_a_model(device):
     model.train()
     model[1].eval()
     assert [module.training for module in model.modules()] == modes
-    assert torch.equal(model[1].running_mean, statistics)
+    assert torch.equal(model[1].running_mean, partials)
     assert all(p.grad is None for p in model.parameters())
 
 

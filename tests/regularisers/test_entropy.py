@@ -517,7 +517,7 @@ def test_operators(shape, kernels, device):
     counted = torch.ones(rows, dtype=torch.bool, device=device) if with_mask else None
     spec = (MIN_PROB, backend_in_use(), "")
     opcheck(OPS.entropy, (logits, counted, *spec))
-    _, slopes, statistics = OPS.entropy(logits.detach(), counted, *spec)
-    saved = torch.ones((), device=device), logits.detach(), counted, slopes, statistics
+    _, slopes, lse_parts = OPS.entropy(logits.detach(), counted, *spec)
+    saved = torch.ones((), device=device), logits.detach(), counted, slopes, lse_parts
     opcheck(OPS.entropy_grad, (*saved, *spec))
     opcheck(OPS.entropy_grad_, (torch.randn(shape, device=device), *saved, *spec))

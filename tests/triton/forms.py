@@ -18,7 +18,7 @@ FORMS = {
 KERNELS = {
     "tile": {"row_tile_kernel"},
     "sweep": {"row_sweep_kernel"},
-    "split": {"split_statistics_kernel", "split_finish_kernel"},
+    "split": {"split_partials_kernel", "split_finish_kernel"},
 }
 
 

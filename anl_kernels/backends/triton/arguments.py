@@ -108,7 +108,7 @@ def output_args(outputs: RowOutputs, grad: Tensor) -> dict[str, Any]:
     """Where results go; None for what was not asked for."""
     per_row = (
         outputs.row_losses,
-        outputs.stats,
+        outputs.saved,
         outputs.term_losses,
         outputs.lse,
         outputs.p_y,

@@ -1,4 +1,4 @@
-"""The gradient out of saved statistics (the recompute form), and the one-pass form's upstream."""
+"""The gradient out of what was saved of rows (recompute), and the one-pass upstream factor."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from anl_kernels.backends.triton.rows import (
     gradient_tile,
     load_labels,
     load_others,
-    load_stats,
+    load_saved,
     row_pointers,
     store_tile,
 )
@@ -17,7 +17,7 @@ from anl_kernels.backends.triton.rows import (
 
 @triton.jit
 def row_grad_kernel(
-    Z, Y, SCALE, STATS, GRAD, N, K, M, IGNORE, P,
+    Z, Y, SCALE, SAVED, GRAD, N, K, M, IGNORE, P,
     TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile a program; SCALE carries the upstream gradient, applied before rounding."""
@@ -29,7 +29,7 @@ def row_grad_kernel(
     label, counted = load_labels(Y, n, in_rows, IGNORE)
     y = class_of(label, counted, K)
     z = load_others(Z, row_pointers(Z, n, M), k, y, counted, K, ACC)
-    m, log_s, slopes = load_stats(STATS, n, counted, len(TERMS))
+    m, log_s, slopes = load_saved(SAVED, n, counted, len(TERMS))
     grad, _ = gradient_tile(z, k, y, m, log_s, slopes, P, TERMS, ACC)
     scale = load_scale(SCALE, n, counted, ACC)
     store_tile(GRAD, n, M, k, in_rows, K, tl.where(counted[:, None], grad * scale[:, None], 0.0))

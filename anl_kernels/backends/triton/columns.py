@@ -12,22 +12,22 @@ from anl_kernels.backends.triton.numerics import scalar
 from anl_kernels.backends.triton.rows import load_others, or_zero, row_pointers, store_tile
 from anl_kernels.backends.triton.softmax import load_tile
 
-NUM_COLUMNS = tl.constexpr(2)  # of the statistics: m, log_s
+NUM_COLUMNS = tl.constexpr(2)  # of the parts of the lse: m, log_s
 
 
 @triton.jit
-def column_statistics_tile_kernel(
-    Z, COUNTED, STATS, N, K, M, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+def lse_parts_tile_kernel(
+    Z, COUNTED, LSE_PARTS, N, K, M, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):
     n, in_rows, counted, nobody = counted_rows(COUNTED, N, BLOCK_N)
     z = load_others(Z, row_pointers(Z, n, M), tl.arange(0, BLOCK_K), nobody, counted, K, ACC)
     m, mass = tile_others(z)
-    store_statistics(STATS, n, in_rows, counted, or_zero(m), mass)
+    store_lse_parts(LSE_PARTS, n, in_rows, counted, or_zero(m), mass)
 
 
 @triton.jit
-def column_statistics_sweep_kernel(
-    Z, COUNTED, STATS, N, K, M, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+def lse_parts_sweep_kernel(
+    Z, COUNTED, LSE_PARTS, N, K, M, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):
     n, in_rows, counted, nobody = counted_rows(COUNTED, N, BLOCK_N)
     stop = tl.where(tl.max(counted.to(tl.int32), 0) > 0, K, 0)  # others are not read
@@ -35,12 +35,12 @@ def column_statistics_sweep_kernel(
         Z, row_pointers(Z, n, M), nobody, counted, n.to(ACC), 0, stop, False, False,
         BLOCK_N, BLOCK_K, ACC,
     )  # fmt: skip
-    store_statistics(STATS, n, in_rows, counted, m, mass)
+    store_lse_parts(LSE_PARTS, n, in_rows, counted, m, mass)
 
 
 @triton.jit
 def column_sums_kernel(
-    Z, COUNTED, STATS, PARTIAL, N, K, M, GROUP_ROWS, BOUNDS,
+    Z, COUNTED, LSE_PARTS, PARTIAL, N, K, M, GROUP_ROWS, BOUNDS,
     ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """PARTIAL (groups, K): sums over ``GROUP_ROWS`` rows each, a multiple of BLOCK_N."""
@@ -54,20 +54,20 @@ def column_sums_kernel(
         n = group * GROUP_ROWS + first + tl.arange(0, BLOCK_N)
         counted = load_counted(COUNTED, n, n < N)
         z = load_others(Z, row_pointers(Z, n, M), k, nobody, counted, K, ACC)
-        p = clamped(probabilities(STATS, n, counted, z), low, high)
+        p = clamped(probabilities(LSE_PARTS, n, counted, z), low, high)
         sums += tl.where(counted[:, None], p, 0.0)
     tl.store(PARTIAL + group * K + k, tl.sum(sums, 0), mask=k < K)
 
 
 @triton.jit
 def column_grad_tile_kernel(
-    Z, COUNTED, STATS, SLOPES, SCALE, GRAD, N, K, M, BOUNDS, ACCUMULATE: tl.constexpr,
+    Z, COUNTED, LSE_PARTS, SLOPES, SCALE, GRAD, N, K, M, BOUNDS, ACCUMULATE: tl.constexpr,
     ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     n, in_rows, counted, nobody = counted_rows(COUNTED, N, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     z = load_others(Z, row_pointers(Z, n, M), k, nobody, counted, K, ACC)
-    p = probabilities(STATS, n, counted, z)
+    p = probabilities(LSE_PARTS, n, counted, z)
     u = slopes_at(SLOPES, k, K, p, BOUNDS, ACC)
     slope = tl.load(SCALE).to(ACC) * p * (u - tl.sum(p * u, 1)[:, None])
     store_gradient(GRAD, n, M, k, in_rows, counted, K, slope, ACCUMULATE, ACC)
@@ -75,7 +75,7 @@ def column_grad_tile_kernel(
 
 @triton.jit
 def column_grad_sweep_kernel(
-    Z, COUNTED, STATS, SLOPES, SCALE, GRAD, N, K, M, BOUNDS, ACCUMULATE: tl.constexpr,
+    Z, COUNTED, LSE_PARTS, SLOPES, SCALE, GRAD, N, K, M, BOUNDS, ACCUMULATE: tl.constexpr,
     ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     n, in_rows, counted, nobody = counted_rows(COUNTED, N, BLOCK_N)
@@ -84,14 +84,14 @@ def column_grad_sweep_kernel(
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         z = load_others(Z, rows, k, nobody, counted, K, ACC)
-        p = probabilities(STATS, n, counted, z)
+        p = probabilities(LSE_PARTS, n, counted, z)
         dot += p * slopes_at(SLOPES, k, K, p, BOUNDS, ACC)
     dot_row = tl.sum(dot, 1)[:, None]
     scale = tl.load(SCALE).to(ACC)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         z = load_others(Z, rows, k, nobody, counted, K, ACC)
-        p = probabilities(STATS, n, counted, z)
+        p = probabilities(LSE_PARTS, n, counted, z)
         slope = scale * p * (slopes_at(SLOPES, k, K, p, BOUNDS, ACC) - dot_row)
         store_gradient(GRAD, n, M, k, in_rows, counted, K, slope, ACCUMULATE, ACC)
 
@@ -113,16 +113,16 @@ def load_counted(COUNTED, n, in_rows):
 
 
 @triton.jit
-def store_statistics(STATS, n, in_rows, counted, m, mass):
-    row = STATS + n * NUM_COLUMNS
+def store_lse_parts(LSE_PARTS, n, in_rows, counted, m, mass):
+    row = LSE_PARTS + n * NUM_COLUMNS
     tl.store(row, tl.where(counted, m, 0.0), mask=in_rows)
     tl.store(row + 1, tl.where(counted, tl.log(mass), 0.0), mask=in_rows)
 
 
 @triton.jit
-def probabilities(STATS, n, counted, z):
+def probabilities(LSE_PARTS, n, counted, z):
     """p of a tile of logits, 0 where they are -inf: outside the row, or in one that is not read."""
-    row = STATS + n * NUM_COLUMNS
+    row = LSE_PARTS + n * NUM_COLUMNS
     m = tl.load(row, mask=counted, other=0.0)
     log_s = tl.load(row + 1, mask=counted, other=0.0)
     return tl.exp((z - m[:, None]) - log_s[:, None])

@@ -5,7 +5,7 @@ short; ``row_sweep_kernel`` walks a long row in blocks, and counts on the cache 
 after the first. Both work on any strides: with the class dimension first (segmentation), a tile's
 rows are the contiguous direction.
 
-``OUT`` = (loss, stats, term losses, lse, p_y, argmax) and ``GRAD``, ``PROBS`` = (pointer, strides)
+``OUT`` = (loss, saved, term losses, lse, p_y, argmax) and ``GRAD``, ``PROBS`` = (pointer, strides)
 hold None for what is not asked for. ``SCALE`` = (pointer, stride) multiplies a row's gradient.
 """
 
@@ -130,7 +130,7 @@ def sweep_others(
     Z, rows, y, loaded, z_0, start, stop, LINEAR: tl.constexpr, ARGMAX: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of the others in [start, stop), each (BLOCK_N,).
+    """Partials of the others in [start, stop), each (BLOCK_N,).
 
     Returns (max, sum of exp(z - max), sum of z - z_0, count, index of the max). Every lane keeps
     its own running maximum, so a block costs one exp an element and no reduction; lanes merge at

@@ -22,7 +22,7 @@ from anl_kernels.backends.triton.forward import row_sweep_kernel, row_tile_kerne
 from anl_kernels.backends.triton.launch_columns import column_grad, column_sums
 from anl_kernels.backends.triton.launch_parts import (
     shard_finish,
-    shard_statistics,
+    shard_partials,
     shard_sums,
     split_rows,
 )
@@ -47,7 +47,7 @@ __all__ = [
     "row_loss",
     "scale_",
     "shard_finish",
-    "shard_statistics",
+    "shard_partials",
     "shard_sums",
     "softmax",
     "softmax_backward",
@@ -94,17 +94,17 @@ def _row_loss(
         return outputs
     grad = logits if request.write_grad and request.inplace else outputs.grad
     if plan.form == "split":
-        # The gradient of a split row is a launch of its own, which reads the statistics.
-        kept = request._replace(write_grad=False, probs=False, write_stats=True)
+        # The gradient of a split row is a launch of its own, which reads what was saved.
+        kept = request._replace(write_grad=False, probs=False, write_saved=True)
         results = empty_outputs(logits, target, kept)
         with on_device(logits):
             split_rows(view, target, term_weights, results, request, plan)
             if request.probs:
                 _softmax(view, writable_rows(outputs.probs))
         if request.write_grad:
-            row_grad(grad, logits, target, row_scale, results.stats, request)
-        stats = results.stats if request.write_stats else outputs.stats
-        return results._replace(grad=outputs.grad, probs=outputs.probs, stats=stats)
+            row_grad(grad, logits, target, row_scale, results.saved, request)
+        saved = results.saved if request.write_saved else outputs.saved
+        return results._replace(grad=outputs.grad, probs=outputs.probs, saved=saved)
     with on_device(logits):
         kernel = row_tile_kernel if plan.form == "tile" else row_sweep_kernel
         kernel[(triton.cdiv(N, plan.block_n),)](
@@ -125,7 +125,7 @@ def row_grad(
     logits: Tensor,
     target: Tensor,
     row_scale: Tensor,
-    stats: Tensor,
+    saved: Tensor,
     request: RowRequest,
 ) -> None:
     """See ``Backend.row_grad``."""
@@ -137,7 +137,7 @@ def row_grad(
         row_grad_kernel[(_tiles(view, plan),)](
             **row_args(view, target, request),
             SCALE=scale_arg(row_scale),
-            STATS=stats,
+            SAVED=saved,
             GRAD=writable_rows(grad).strided,
             P=split_numbers(request.terms),
             TERMS=term_constants(request.terms)["TERMS"],

@@ -23,11 +23,11 @@ from anl_kernels.backends.triton.plan import Plan, for_sums, plan_rows
 from anl_kernels.backends.triton.split import (
     split_finish_kernel,
     split_merge_kernel,
-    split_statistics_kernel,
+    split_partials_kernel,
     split_sums_kernel,
 )
 from anl_kernels.interface import (
-    NUM_STATISTICS,
+    NUM_PARTIALS,
     RowOutputs,
     RowRequest,
     accumulator_dtype,
@@ -49,44 +49,44 @@ def split_rows(
 ) -> None:
     """Everything but the gradient and the softmax of rows that are split over programs."""
     linear = term_constants(request.terms)["LINEAR"]
-    parts, best = _statistics(view, target, request, plan, linear=linear, shard=False)
+    parts, best = _partials(view, target, request, plan, linear=linear, shard=False)
     sums = _sums(view, target, parts, request, plan)
     blocks = {"BLOCK_N": 1, "num_warps": plan.num_warps}
     _finish(parts, best, sums, target, term_weights, outputs, request, view.shape[1], blocks)
 
 
-def shard_statistics(logits: Tensor, target: Tensor, request: RowRequest) -> tuple[Tensor, Tensor]:
-    """See ``Kernels.shard_statistics``."""
+def shard_partials(logits: Tensor, target: Tensor, request: RowRequest) -> tuple[Tensor, Tensor]:
+    """See ``Kernels.shard_partials``."""
     view = as_rows(logits)
     plan = _plan(view, num_dense=0)
     with on_device(logits):
-        parts, best = _statistics(view, target, request, plan, linear=True, shard=True)
+        parts, best = _partials(view, target, request, plan, linear=True, shard=True)
         return _merged(parts, best, view.shape[1])
 
 
-def shard_sums(logits: Tensor, target: Tensor, statistics: Tensor, request: RowRequest) -> Tensor:
+def shard_sums(logits: Tensor, target: Tensor, partials: Tensor, request: RowRequest) -> Tensor:
     """See ``Kernels.shard_sums``."""
     view = as_rows(logits)
     plan = _plan(view, term_constants(request.terms)["NUM_DENSE"])
     with on_device(logits):
-        sums = _sums(view, target, statistics.contiguous()[:, None], request, plan)
+        sums = _sums(view, target, partials.contiguous()[:, None], request, plan)
         return sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
 
 
 def shard_finish(
-    statistics: Tensor,
+    partials: Tensor,
     sums: Tensor,
     target: Tensor,
     term_weights: Tensor | None,
     request: RowRequest,
 ) -> RowOutputs:
     """See ``Kernels.shard_finish``."""
-    nothing = statistics.new_empty((0,))
+    nothing = partials.new_empty((0,))
     wanted = request._replace(write_grad=False, probs=False)
-    outputs = empty_outputs(statistics, target, wanted)._replace(loss=nothing, argmax=nothing)
-    parts = statistics.contiguous()[:, None]
+    outputs = empty_outputs(partials, target, wanted)._replace(loss=nothing, argmax=nothing)
+    parts = partials.contiguous()[:, None]
     blocks = {"BLOCK_N": FINISH_ROWS, "num_warps": FINISH_WARPS}
-    with on_device(statistics):
+    with on_device(partials):
         _finish(
             parts, nothing, sums.contiguous()[:, None], target, term_weights, outputs, request,
             None, blocks,
@@ -99,16 +99,16 @@ def _plan(view: RowView, num_dense: int) -> Plan:
     return plan_rows(B * M, K, view.class_first, view.tensor.dtype, num_dense)
 
 
-def _statistics(
+def _partials(
     view: RowView, target: Tensor, request: RowRequest, plan: Plan, *, linear: bool, shard: bool
 ) -> tuple[Tensor, Tensor]:
-    """(N, parts, NUM_STATISTICS), and the places of the maxima, (N, parts), if they are wanted."""
+    """(N, parts, NUM_PARTIALS), and the places of the maxima, (N, parts), if they are wanted."""
     N, part, splits = target.numel(), *_parts_of(view, plan)
     acc = accumulator_dtype(view.tensor.dtype)
-    parts = view.tensor.new_empty((N, splits, NUM_STATISTICS), dtype=acc)
+    parts = view.tensor.new_empty((N, splits, NUM_PARTIALS), dtype=acc)
     best = parts.new_empty((N, splits) if request.aux else (0, splits), dtype=torch.int64)
     if N:
-        split_statistics_kernel[(triton.cdiv(N, plan.block_n) * splits,)](
+        split_partials_kernel[(triton.cdiv(N, plan.block_n) * splits,)](
             **row_args(view, target, request),
             PARTS=parts,
             BEST=best if request.aux else None,
@@ -124,11 +124,11 @@ def _statistics(
 
 
 def _merged(parts: Tensor, best: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Statistics of parts of rows as those of one part."""
+    """Partials of parts of rows as those of one part."""
     N, splits, _ = parts.shape
     if splits == 1:
         return parts[:, 0], best[:, 0]
-    merged, merged_best = parts.new_empty((N, NUM_STATISTICS)), best.new_empty(best.shape[:1])
+    merged, merged_best = parts.new_empty((N, NUM_PARTIALS)), best.new_empty(best.shape[:1])
     if N:
         split_merge_kernel[(N,)](
             PARTS=parts,
@@ -146,17 +146,17 @@ def _merged(parts: Tensor, best: Tensor, num_classes: int) -> tuple[Tensor, Tens
 
 
 def _sums(
-    view: RowView, target: Tensor, statistics: Tensor, request: RowRequest, plan: Plan
+    view: RowView, target: Tensor, partials: Tensor, request: RowRequest, plan: Plan
 ) -> Tensor:
-    """(N, parts, 2 * number of dense terms); the statistics' parts need not be the same ones."""
+    """(N, parts, 2 * number of dense terms); the partials' parts need not be the same ones."""
     constants = term_constants(request.terms)
     N, part, splits = target.numel(), *_parts_of(view, plan)
-    sums = statistics.new_empty((N, splits, 2 * constants["NUM_DENSE"]))
+    sums = partials.new_empty((N, splits, 2 * constants["NUM_DENSE"]))
     if sums.numel():
-        given = statistics.shape[1]
+        given = partials.shape[1]
         split_sums_kernel[(triton.cdiv(N, plan.block_n) * splits,)](
             **row_args(view, target, request),
-            PARTS=statistics,
+            PARTS=partials,
             SUMS=sums,
             GIVEN=given,
             SPLITS=splits,

@@ -17,7 +17,7 @@ import triton.language as tl
 from anl_kernels.backends.triton.numerics import log1p, scalar
 from anl_kernels.backends.triton.terms import AFFINE, DENSE
 
-NUM_STATS = tl.constexpr(4)  # m, log_s, the target's gradient, q; then one slope for each term
+NUM_SAVED = tl.constexpr(4)  # m, log_s, the target's gradient, q; then one slope for each term
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def finish_rows(
 
     ``softmax`` is what :func:`normalise` returned, ``linear`` (sum of z - anchor over the others,
     their number, anchor). The gradient is gy at the target and, at another class,
-    sum_t G_t phi_t'(l) - q p. ``OUT`` = (loss, stats, term losses, lse, p_y), each or None.
+    sum_t G_t phi_t'(l) - q p. ``OUT`` = (loss, saved, term losses, lse, p_y), each or None.
     """
     m, log_s, l_y, p_y, rest = softmax
     others_sum, count, z_0 = linear
@@ -194,7 +194,7 @@ def finish_rows(
     q = by_target - by_lse
     tl.store(OUT[0] + n, tl.where(counted, loss, 0.0), mask=in_rows)
     if OUT[1] is not None:
-        store_stats(OUT[1], n, in_rows, m, log_s, gy, q, G)
+        store_saved(OUT[1], n, in_rows, m, log_s, gy, q, G)
     if OUT[3] is not None:
         tl.store(OUT[3] + n, m + log_s, mask=in_rows)
         tl.store(OUT[4] + n, tl.where(counted, p_y, 0.0), mask=in_rows)
@@ -202,28 +202,28 @@ def finish_rows(
 
 
 @triton.jit
-def store_stats(STATS, n, in_rows, m, log_s, gy, q, G):
-    """Keep what the gradient of a row needs beside its logits: (N, NUM_STATS + T)."""
-    row = STATS + n * (NUM_STATS + len(G))
+def store_saved(SAVED, n, in_rows, m, log_s, gy, q, G):
+    """Keep what the gradient of a row needs beside its logits: (N, NUM_SAVED + T)."""
+    row = SAVED + n * (NUM_SAVED + len(G))
     tl.store(row, m, mask=in_rows)
     tl.store(row + 1, log_s, mask=in_rows)
     tl.store(row + 2, gy, mask=in_rows)
     tl.store(row + 3, q, mask=in_rows)
     for t in tl.static_range(len(G)):
-        tl.store(row + NUM_STATS + t, G[t], mask=in_rows)
+        tl.store(row + NUM_SAVED + t, G[t], mask=in_rows)
 
 
 @triton.jit
-def load_stats(STATS, n, mask, T: tl.constexpr):
-    """(m, log_s, (gy, q, G)) as :func:`store_stats` left them."""
-    row = STATS + n * (NUM_STATS + T)
+def load_saved(SAVED, n, mask, T: tl.constexpr):
+    """(m, log_s, (gy, q, G)) as :func:`store_saved` left them."""
+    row = SAVED + n * (NUM_SAVED + T)
     m = tl.load(row, mask=mask, other=0.0)
     log_s = tl.load(row + 1, mask=mask, other=0.0)
     gy = tl.load(row + 2, mask=mask, other=0.0)
     q = tl.load(row + 3, mask=mask, other=0.0)
     G = ()
     for t in tl.static_range(T):
-        G = G + (tl.load(row + NUM_STATS + t, mask=mask, other=0.0),)
+        G = G + (tl.load(row + NUM_SAVED + t, mask=mask, other=0.0),)
     return m, log_s, (gy, q, G)
 
 

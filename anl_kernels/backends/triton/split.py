@@ -1,12 +1,12 @@
 """Rows in parts: a few very long rows, split over programs, and the shard of rows that a rank has.
 
-A row's loss takes three launches: statistics of every part; sums of the dense terms of every part,
-once all parts' statistics give the row's lse; the head of every row. Parts merge by addition, and
+A row's loss takes three launches: partials of every part; sums of the dense terms of every part,
+once all parts' partials give the row's lse; the head of every row. Parts merge by addition, and
 backward.row_grad_kernel writes the gradient. ``PARTS`` (N, SPLITS, COLUMNS) holds the columns of
-``Kernels.shard_statistics`` for every part, ``BEST`` (N, SPLITS) the place of its maximum or None,
+``Kernels.shard_partials`` for every part, ``BEST`` (N, SPLITS) the place of its maximum or None,
 ``SUMS`` (N, SPLITS, 2 NUM_DENSE) its sums of phi and of the slope of phi. A row whose parts are of
 one tensor has its label's logit with each of them. A shard is one part, or, where its rows are few
-and long, several, which merge here before other ranks see them; from those it gets the statistics
+and long, several, which merge here before other ranks see them; from those it gets the partials
 of whole rows, as one part (``GIVEN``). No atomics: the same bits every time.
 """
 
@@ -33,21 +33,21 @@ from anl_kernels.backends.triton.rows import (
     or_zero,
     row_pointers,
 )
-from anl_kernels.interface import NUM_STATISTICS
+from anl_kernels.interface import NUM_PARTIALS
 
-COLUMNS = tl.constexpr(NUM_STATISTICS)
+COLUMNS = tl.constexpr(NUM_PARTIALS)
 
 # A part may be without its row's label, and then has no other guard against a masked anchor.
 ANCHOR_SAMPLES = tl.constexpr(3)
 
 
 @triton.jit
-def split_statistics_kernel(
+def split_partials_kernel(
     Z, Y, PARTS, BEST, N, K, M, IGNORE, SPLITS, PART,
     SHARD: tl.constexpr, TILE: tl.constexpr, LINEAR: tl.constexpr, ALL_ROWS: tl.constexpr,
     ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Program (rows, part): the statistics of PART classes of each, a TILE or swept."""
+    """Program (rows, part): the partials of PART classes of each, a TILE or swept."""
     n, in_rows, slot, start = part_of_program(N, SPLITS, PART, BLOCK_N)
     rows = row_pointers(Z, n, M)
     y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, SHARD, ACC)
@@ -70,7 +70,7 @@ def split_statistics_kernel(
         if LINEAR:
             total = relative_to(m, z_0, total, count)
         m = tl.where(mass == 0, -float("inf"), m)
-    store_statistics(PARTS, slot, in_rows, (m, mass, total, count, z_y))
+    store_partials(PARTS, slot, in_rows, (m, mass, total, count, z_y))
     if BEST is not None:
         tl.store(BEST + slot, best, mask=in_rows)
 
@@ -79,11 +79,11 @@ def split_statistics_kernel(
 def split_merge_kernel(
     PARTS, BEST, MERGED, MERGED_BEST, N, K, SPLITS, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """Program (rows): their statistics, out of those of their parts."""
+    """Program (rows): their partials, out of those of their parts."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_rows = n < N
-    merged = merge_statistics(PARTS, n, in_rows, SPLITS, BLOCK_S)
-    store_statistics(MERGED, n, in_rows, merged)
+    merged = merge_partials(PARTS, n, in_rows, SPLITS, BLOCK_S)
+    store_partials(MERGED, n, in_rows, merged)
     if BEST is not None:
         best = best_of_parts(PARTS, BEST, merged[0], n, in_rows, K, SPLITS, BLOCK_S)
         tl.store(MERGED_BEST + n, best, mask=in_rows)
@@ -98,7 +98,7 @@ def split_sums_kernel(
     """Program (rows, part): the dense sums of PART classes of each; GIVEN parts make PARTS."""
     n, in_rows, slot, start = part_of_program(N, SPLITS, PART, BLOCK_N)
     rows = row_pointers(Z, n, M)
-    m_others, mass, _, _, z_y = merge_statistics(PARTS, n, in_rows, GIVEN, BLOCK_S)
+    m_others, mass, _, _, z_y = merge_partials(PARTS, n, in_rows, GIVEN, BLOCK_S)
     softmax = normalise(m_others, mass, z_y)
     label, counted = load_labels(Y, n, in_rows, IGNORE)
     y = class_of(label, counted, K)
@@ -126,7 +126,7 @@ def split_finish_kernel(
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_rows = n < N
     label, counted = load_labels(Y, n, in_rows, IGNORE)
-    m_others, mass, total, count, z_y = merge_statistics(PARTS, n, in_rows, SPLITS, BLOCK_S)
+    m_others, mass, total, count, z_y = merge_partials(PARTS, n, in_rows, SPLITS, BLOCK_S)
     S = ()
     D = ()
     for i in tl.static_range(2 * NUM_DENSE):
@@ -170,10 +170,10 @@ def relative_to(m, z_0, total, count):
 
 
 @triton.jit
-def store_statistics(T, slot, mask, statistics):
+def store_partials(T, slot, mask, partials):
     """Write a row or part's COLUMNS."""
     for i in tl.static_range(COLUMNS):
-        tl.store(T + slot * COLUMNS + i, statistics[i], mask=mask)
+        tl.store(T + slot * COLUMNS + i, partials[i], mask=mask)
 
 
 @triton.jit
@@ -188,8 +188,8 @@ def load_parts(
 
 
 @triton.jit
-def merge_statistics(PARTS, n, mask_n, SPLITS, BLOCK_S: tl.constexpr):
-    """The statistics of rows from those of their parts."""
+def merge_partials(PARTS, n, mask_n, SPLITS, BLOCK_S: tl.constexpr):
+    """The partials of rows from those of their parts."""
     m = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 0, -float("inf"), BLOCK_S)
     mass = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 1, 0.0, BLOCK_S)
     total = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 2, 0.0, BLOCK_S)
