@@ -14,10 +14,11 @@ import anl_kernels.batching  # noqa: F401, its rules for vmap
 from anl_kernels import ops
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import load_backend
-from anl_kernels.checks import forward_mode, on_plain_cpu
+from anl_kernels.checks import on_plain_cpu
 from anl_kernels.interface import RowOutputs
 from anl_kernels.ops import RowSpec
 from anl_kernels.terms import Terms
+from anl_kernels.tracing import forward_mode
 
 _kernels = torch.ops.anl_kernels
 

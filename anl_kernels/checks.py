@@ -7,10 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch._guards import detect_fake_mode
-from torch.autograd import forward_ad
 from torch.masked import MaskedTensor
-from torch.nn import Parameter
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from anl_kernels.backends.cpu import library
@@ -18,9 +15,9 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.layout import one_stride
 from anl_kernels.numbers import as_int, shown
 from anl_kernels.settings import settings
+from anl_kernels.tracing import PLAIN, plain_cpu, watched
 from anl_kernels.versions import why_unchecked
 
-_PLAIN = (Tensor, Parameter)
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that are computed with."""
 
@@ -255,39 +252,9 @@ def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
         )
 
 
-def transforming() -> bool:
-    """Whether the call is being compiled, or is inside a transform of ``torch.func``."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
-def forward_mode() -> bool:
-    """Whether a forward-mode derivative is being taken, which only formulas have.
-
-    Both of ``torch.func.jvp`` and its kin and of ``torch.autograd.forward_ad``.
-    """
-    return forward_ad._current_level >= 0
-
-
-def recorded_for_others() -> bool:
-    """Whether the call is recorded for where this package, and its operators, need not be."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
 def on_plain_cpu(tensor: Tensor) -> bool:
     """Whether the C++ operators can be called on a tensor with nothing in between to see it."""
-    return (
-        not watched(tensor)
-        and tensor.device.type == "cpu"
-        and type(tensor) in _PLAIN
-        and library.why_not() is None
-    )
-
-
-def watched(tensor: Tensor) -> bool:
-    """Whether a call is recorded, not just made; or its tensors have no values."""
-    if transforming() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return True
-    return type(tensor) not in _PLAIN and detect_fake_mode([tensor]) is not None
+    return plain_cpu(tensor) and library.why_not() is None
 
 
 def class_dim(logits: Tensor) -> int:
@@ -316,7 +283,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 def check_dense(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless an argument, named so, is a tensor whose every element is there."""
-    if type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested:
+    if type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_nested:
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(

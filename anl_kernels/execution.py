@@ -10,13 +10,14 @@ from torch import Tensor
 from anl_kernels.autograd import DirectRowLossFunction, RowLossFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
-from anl_kernels.checks import class_dim, on_plain_cpu, transforming
+from anl_kernels.checks import class_dim, on_plain_cpu
 from anl_kernels.distributed.dtensor import AmongDTensors
 from anl_kernels.distributed.rows import RowShards
 from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.interface import RowOutputs
 from anl_kernels.ops import RowSpec, encode
 from anl_kernels.terms import Terms
+from anl_kernels.tracing import transforming
 
 
 @dataclass(frozen=True)

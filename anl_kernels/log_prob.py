@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anl_kernels import checks
 from anl_kernels.arguments import factors_of, local_logits
 from anl_kernels.backends.selection import REFERENCE, choose_backend
-from anl_kernels.checks import class_dim, forward_mode, recorded_for_others
+from anl_kernels.checks import class_dim
 from anl_kernels.distributed.dtensor import of_all, of_rows
 from anl_kernels.distributed.rows import RowShards
 from anl_kernels.distributed.shards import ClassShards
@@ -22,6 +22,7 @@ from anl_kernels.labels import is_ignored
 from anl_kernels.ops import RowSpec, encode
 from anl_kernels.options import Reduction, check_class_count, check_ignore_index, check_reduction
 from anl_kernels.terms import CE
+from anl_kernels.tracing import forward_mode, recorded_for_others
 from anl_kernels.watched import watched_labels
 
 if TYPE_CHECKING:

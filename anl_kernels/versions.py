@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-_PLAIN = (Tensor, Parameter)
+from anl_kernels.tracing import PLAIN
 
 _WITHOUT_VERSIONS = {
     "CompiledFunctionBackward": "come from a function that torch.compile made",
@@ -28,7 +27,7 @@ def why_unchecked(tensor: Tensor) -> str | None:
             "are used inside a saved-tensor hook: torch.utils.checkpoint with use_reentrant=False, "
             "save_on_cpu, saved_tensors_hooks"
         )
-    if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
+    if type(tensor) not in PLAIN and is_traceable_wrapper_subclass(tensor):
         return f"are a {type(tensor).__name__}, whose version is not that of its local part"
     base = tensor._base if tensor._is_view() and tensor._base is not None else tensor
     # The local part of a DTensor is a view of what has no gradient.

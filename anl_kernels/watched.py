@@ -16,6 +16,7 @@ from torch import Tensor
 from anl_kernels import checks
 from anl_kernels.operators import fake, library, operator
 from anl_kernels.settings import settings
+from anl_kernels.tracing import transforming
 
 
 def watched_labels(
@@ -23,7 +24,7 @@ def watched_labels(
 ) -> Tensor:
     """The labels; where they have no values now, those that will have been looked at."""
     wanted = target.device.type == "cpu" or settings.check_labels
-    if not wanted or not checks.transforming() or torch.compiler.is_exporting():
+    if not wanted or not transforming() or torch.compiler.is_exporting():
         return target
     return torch.ops.anl_kernels.watched_labels(target, num_classes, ignore_index, argument)
 

@@ -16,10 +16,10 @@ from anl_kernels.backends import gpu_choice
 from anl_kernels.backends.compiled import CompiledBackend
 from anl_kernels.backends.cpu import library as cpu_library
 from anl_kernels.backends.cuda import library as cuda_library
-from anl_kernels.checks import forward_mode, recorded_for_others
 from anl_kernels.interface import Kernels
 from anl_kernels.settings import AUTO, settings
 from anl_kernels.terms import Terms
+from anl_kernels.tracing import forward_mode, recorded_for_others
 
 REFERENCE = "reference"
 TRITON = gpu_choice.TRITON

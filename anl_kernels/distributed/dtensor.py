@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from anl_kernels.distributed.rows import RowShards, shifted, spread
 from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.tracing import PLAIN
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_PLAIN = (Tensor, Parameter)
 
 
 class Part(NamedTuple):
@@ -176,7 +174,7 @@ def spread_classes(
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, without importing what defines them."""
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

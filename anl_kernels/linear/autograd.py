@@ -12,10 +12,10 @@ from anl_kernels import ops
 from anl_kernels.autograd import RowLossFunction
 from anl_kernels.backends import reference
 from anl_kernels.backends.selection import REFERENCE
-from anl_kernels.checks import forward_mode
 from anl_kernels.distributed.collectives import CopyToShards
 from anl_kernels.labels import is_ignored
 from anl_kernels.linear.ops import HeadSpec, Specs
+from anl_kernels.tracing import forward_mode
 
 _kernels = torch.ops.anl_kernels
 _NUM_TENSORS = 6

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from anl_kernels import execution
 from anl_kernels.backends.selection import REFERENCE, choose_backend
-from anl_kernels.checks import forward_mode, recorded_for_others
 from anl_kernels.distributed.collectives import CopyToShards
 from anl_kernels.execution import Aux, Call
 from anl_kernels.labels import is_ignored
@@ -19,6 +18,7 @@ from anl_kernels.linear.flops import register_formulas
 from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
 from anl_kernels.ops import RowSpec, encode
 from anl_kernels.terms import Terms
+from anl_kernels.tracing import forward_mode, recorded_for_others
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from anl_kernels import checks, ops
+from anl_kernels import ops
 from anl_kernels.backends.selection import REFERENCE, choose_backend
 from anl_kernels.execution import Aux
 from anl_kernels.interface import accumulator_dtype
@@ -24,6 +24,7 @@ from anl_kernels.mixed.execution import loss_of_distribution, weighed_aux
 from anl_kernels.mixed.mixture import Mixture, mixture_losses
 from anl_kernels.ops import RowSpec
 from anl_kernels.terms import CE, as_terms
+from anl_kernels.tracing import transforming, watched
 
 _CE = as_terms(CE())
 _NUM_TENSORS = 3
@@ -48,7 +49,7 @@ def _backend(head: LocalHead, options: HeadSpec, mixture: Mixture) -> str:
 
 
 def _can_be_swept(head: LocalHead, mixture: Mixture, backend: str) -> bool:
-    if head.shards is not None or checks.transforming() or checks.watched(head.hidden):
+    if head.shards is not None or transforming() or watched(head.hidden):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in mixture.factors):
         return False

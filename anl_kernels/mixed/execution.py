@@ -7,7 +7,7 @@ from torch import Tensor
 
 from anl_kernels import execution
 from anl_kernels.backends.selection import REFERENCE, choose_backend
-from anl_kernels.checks import class_dim, transforming, watched
+from anl_kernels.checks import class_dim
 from anl_kernels.distributed.shards import ClassShards
 from anl_kernels.execution import Aux, Call
 from anl_kernels.interface import accumulator_dtype
@@ -15,6 +15,7 @@ from anl_kernels.mixed.arguments import MixedFactors
 from anl_kernels.mixed.autograd import MixtureFunction, MixtureSpec
 from anl_kernels.mixed.mixture import Mixture, distribution_losses, term_losses_by_label
 from anl_kernels.terms import CE, as_terms
+from anl_kernels.tracing import transforming, watched
 
 _CE = as_terms(CE())
 _FEW, _FEW_SHARES = 1 << 20, 1 << 15

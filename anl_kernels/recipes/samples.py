@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anl_kernels.checks import check_dense, check_device, transforming
+from anl_kernels.checks import check_dense, check_device
 from anl_kernels.distributed.dtensor import is_dtensor
 from anl_kernels.numbers import as_int, as_number, shown
+from anl_kernels.tracing import transforming
 
 
 def check_num_samples(num_samples: int) -> int:

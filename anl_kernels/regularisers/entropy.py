@@ -19,6 +19,7 @@ from anl_kernels.numbers import as_number, shown
 from anl_kernels.regularisers.entropy_autograd import EntropyFunction
 from anl_kernels.regularisers.entropy_formula import definition
 from anl_kernels.regularisers.entropy_ops import EntropySpec
+from anl_kernels.tracing import forward_mode, recorded_for_others, transforming
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -187,7 +188,7 @@ def _regulariser(
 
 def _needs_formula() -> bool:
     """Whether autograd, or whoever records the call, has to see the formula."""
-    return checks.forward_mode() or checks.recorded_for_others()
+    return forward_mode() or recorded_for_others()
 
 
 def _aliased(
@@ -211,7 +212,7 @@ def _hands_its_gradient_over(criterion: RobustLoss, logits: Tensor) -> bool:
     Kernels make it for this one use. What others make of it, autograd on the reference's formulas
     or a subclass, may be shared, expanded, or kept by a hook.
     """
-    if checks.transforming() or not (torch.is_grad_enabled() and logits.requires_grad):
+    if transforming() or not (torch.is_grad_enabled() and logits.requires_grad):
         return False
     if type(criterion).forward is not RobustLoss.forward or _has_hooks(criterion):
         return False

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anl_kernels.checks import forward_mode, on_plain_cpu
+from anl_kernels.checks import on_plain_cpu
 from anl_kernels.layout import one_stride
 from anl_kernels.regularisers import entropy_ops
 from anl_kernels.regularisers.entropy_formula import definition
 from anl_kernels.regularisers.entropy_ops import EntropySpec
+from anl_kernels.tracing import forward_mode
 
 _kernels = torch.ops.anl_kernels
 

@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anl_kernels.checks import (
-    FLOATING,
-    check_dense,
-    forward_mode,
-    recorded_for_others,
-    transforming,
-)
+from anl_kernels.checks import FLOATING, check_dense
 from anl_kernels.distributed.dtensor import is_dtensor
 from anl_kernels.interface import accumulator_dtype
 from anl_kernels.numbers import as_number, shown
+from anl_kernels.tracing import forward_mode, recorded_for_others, transforming
 
 # Elements up to which a tensor is small; of what is made at once on a CPU, to stay in its cache.
 _SMALL = 1 << 11

@@ -8,20 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-_PLAIN = (Tensor, Parameter)
+from anl_kernels.tracing import forward_mode, plain_cpu
 
 
 def may_ask(tensor: Tensor) -> bool:
     """Whether a value may decide what runs: a CPU's, in a call that nobody records."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return False
-    forward_mode = forward_ad._current_level >= 0  # not every Function has a formula for it
-    return tensor.device.type == "cpu" and type(tensor) in _PLAIN and not forward_mode
+    # Not every Function has a formula for forward mode.
+    return plain_cpu(tensor) and not forward_mode()
 
 
 class lazy:
