@@ -40,7 +40,7 @@ SANITIZE = os.environ.get("ANL_KERNELS_SANITIZE") == "1"
 WINDOWS = sys.platform == "win32"
 
 # Flags of each instruction set that kernels are compiled for; the best that the processor has is
-# loaded (anl_kernels/backends/cpu/library.py). Each is a library of its own, so that no function
+# loaded (anl_kernels/backends/choice.py). Each is a library of its own, so that no function
 # compiled for one can be linked into another.
 INSTRUCTION_SETS = {"default": []}
 if platform.machine().lower() in ("x86_64", "amd64"):

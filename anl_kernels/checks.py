@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.masked import MaskedTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from anl_kernels.backends.cpu import library
-from anl_kernels.labels import is_ignored
 from anl_kernels.layout import one_stride
 from anl_kernels.numbers import as_int, shown
 from anl_kernels.settings import settings
-from anl_kernels.tracing import PLAIN, plain_cpu, watched
+from anl_kernels.tracing import PLAIN
 from anl_kernels.versions import why_unchecked
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -43,7 +41,7 @@ def check_labels() -> Iterator[None]:
 def check_floating_logits(logits: Tensor) -> None:
     """Raise TypeError or ValueError unless logits are floating and not 0-d."""
     check_dtype("logits", logits)
-    if logits.dim() == 0:
+    if not logits.dim():
         raise ValueError("logits must have shape (K,), (N, K) or (N, K, d1, ...), got shape ()")
 
 
@@ -77,9 +75,12 @@ def check_dim(dim: int, logits: Tensor) -> int:
 
 def check_target(target: Tensor, logits: Tensor) -> None:
     """Raise TypeError or ValueError unless target holds class indices for these logits."""
-    shape = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
-    name = "logits (classes are dimension 1)" if logits.dim() > 1 else "logits"
-    check_labels_of(target, shape, name, logits)
+    shape = logits.shape
+    if len(shape) == 1:
+        check_labels_of(target, logits.shape[:0], "logits", logits)
+    else:
+        rows: torch.Size = shape[:1] if len(shape) == 2 else shape[:1] + shape[2:]  # type: ignore[assignment]
+        check_labels_of(target, rows, "logits (classes are dimension 1)", logits)
 
 
 def check_labels_of(
@@ -121,45 +122,6 @@ def check_mask(name: str, mask: Tensor, shape: torch.Size, other: Tensor) -> Non
             f"{tuple(other.shape)}, got {tuple(mask.shape)}"
         )
     check_device(name, mask, other)
-
-
-def check_labels_in_range(
-    target: Tensor, num_classes: int, ignore_index: int, argument: str = "target"
-) -> int | None:
-    """Raise IndexError naming the first label that is neither a class nor ``ignore_index``.
-
-    On a CPU always; elsewhere only on request, since it waits for the device. Not where no value
-    may decide what runs: in traced code and dispatch modes, where the row is NaN, and in compiled
-    code and functorch transforms, which :mod:`anl_kernels.watched` is for.
-
-    Returns:
-        How many labels are not ``ignore_index``, where the check has counted them.
-    """
-    on_request = target.device.type == "cpu" or settings.check_labels
-    if not on_request or (not on_plain_cpu(target) and watched(target)):
-        return None
-    return find_wrong_label(target, num_classes, ignore_index, argument)
-
-
-def find_wrong_label(
-    target: Tensor, num_classes: int, ignore_index: int, argument: str
-) -> int | None:
-    """As :func:`check_labels_in_range`, whatever the device and the settings."""
-    if not target.numel():
-        return None
-    if on_plain_cpu(target):
-        counted, first = torch.ops.anl_kernels_cpu.scan_labels(target, num_classes, ignore_index)
-        if first < 0:
-            return counted
-    outside = ((target < 0) | (target >= num_classes)) & ~is_ignored(target, ignore_index)
-    if not outside.any():
-        return None
-    row = tuple(outside.nonzero()[0].tolist())
-    index = ", ".join(map(str, row))
-    raise IndexError(
-        f"{argument}[{index}] is {target[row].item()}, outside [0, {num_classes}) and not "
-        f"ignore_index ({ignore_index}); correct the label or pass ignore_index"
-    )
 
 
 def check_class_weight(weight: Tensor, num_classes: int, logits: Tensor) -> None:
@@ -250,11 +212,6 @@ def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
             f"{name} is on {tensor.device} and must be on {other.device}; "
             f"move it with {name}.to({str(other.device)!r})"
         )
-
-
-def on_plain_cpu(tensor: Tensor) -> bool:
-    """Whether the C++ operators can be called on a tensor with nothing in between to see it."""
-    return plain_cpu(tensor) and library.why_not() is None
 
 
 def class_dim(logits: Tensor) -> int:

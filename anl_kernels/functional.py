@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,19 +11,17 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from anl_kernels import checks
-from anl_kernels.arguments import factors_of, local_logits
-from anl_kernels.autograd import DirectSoftmaxFunction, SoftmaxFunction
 from anl_kernels.backends import reference
-from anl_kernels.backends.selection import CPU, REFERENCE, choose_backend
-from anl_kernels.distributed.dtensor import (
+from anl_kernels.backends.choice import REFERENCE, choose_backend
+from anl_kernels.distributed.class_shards import ClassShards
+from anl_kernels.distributed.local_parts import (
     is_dtensor,
-    of_rows,
-    on_local_rows,
     spread_classes,
+    spread_like,
+    whole_rows,
 )
-from anl_kernels.distributed.shards import ClassShards
-from anl_kernels.execution import Aux, Call, over_ranks, run
-from anl_kernels.mixed.arguments import (
+from anl_kernels.mixed.loss import run as run_mixed
+from anl_kernels.mixed.prepare import (
     check_mixed_shards,
     check_plain,
     check_soft_target,
@@ -33,7 +30,6 @@ from anl_kernels.mixed.arguments import (
     is_soft,
     mixed_factors_of,
 )
-from anl_kernels.mixed.execution import run as run_mixed
 from anl_kernels.options import (
     LossOptions,
     Reduction,
@@ -41,8 +37,10 @@ from anl_kernels.options import (
     check_ignore_index,
     check_inplace_flag,
 )
+from anl_kernels.rows.autograd import SoftmaxFunction, apply
+from anl_kernels.rows.loss import Aux, over_ranks, row_loss
+from anl_kernels.rows.prepare import local_logits, prepare
 from anl_kernels.terms import NCE, NNCE, Term, Terms
-from anl_kernels.watched import watched_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -127,10 +125,11 @@ def robust_loss(
     """
     checks.check_floating_logits(logits)
     ignore_index = check_ignore_index(ignore_index)
-    # In compiled code everybody has tensors of their own: see execution._kernels.
-    inplace = check_inplace_flag(inplace) and not torch.compiler.is_compiling()
-    if inplace and logits.requires_grad and torch.is_grad_enabled():
-        checks.check_inplace(logits)
+    if inplace is not False:
+        # In compiled code everybody has tensors of their own.
+        inplace = check_inplace_flag(inplace) and not torch.compiler.is_compiling()
+        if inplace and logits.requires_grad and torch.is_grad_enabled():
+            checks.check_inplace(logits)
     if is_mixed(target, terms, weight, target_b, lam):
         return _mixed_loss(
             logits,
@@ -148,39 +147,34 @@ def robust_loss(
             target_b=target_b,
             lam=lam,
         )
-    given = logits
-    logits, shards, rows, num_classes = local_logits(given, process_group, num_classes)
-    target = of_rows("target", target, rows)
-    checks.check_target(target, logits)
-    target = watched_labels(target, num_classes, ignore_index)
-    factors = factors_of(
-        terms,
+    made = prepare(
         logits,
         target,
-        num_classes,
+        terms,
+        process_group=process_group,
+        num_classes=num_classes,
+        ignore_index=ignore_index,
         weight=weight,
         sample_weight=sample_weight,
-        ignore_index=ignore_index,
         reduction=reduction,
         class_scale=class_scale,
-        rows=rows,
     )
-    call = Call(
-        logits=logits,
-        target=target,
-        row_scale=factors.row_scale,
-        terms=factors.terms,
+    loss, aux = row_loss(
+        made.logits,
+        made.target,
+        made.row_scale,
+        made.terms,
         ignore_index=ignore_index,
         reduce=reduction != "none",
         inplace=inplace,
         aux=aux_outputs(return_aux),
-        shards=shards,
+        shards=made.shards,
     )
-    loss, aux = run(call)
-    if is_dtensor(given):
-        loss, aux = over_ranks(loss, aux, rows)
-        if rows is not None and aux.probs is not None:
-            aux = replace(aux, probs=spread_classes(aux.probs, given, num_classes, rows))
+    if is_dtensor(logits):
+        loss, aux = over_ranks(loss, aux, made.rows)
+        if made.rows is not None and aux.probs is not None:
+            probs = spread_classes(logits, aux.probs, made.num_classes)
+            aux = replace(aux, probs=probs)
     return (loss, aux) if return_aux else loss
 
 
@@ -212,11 +206,9 @@ def _mixed_loss(
         target = target.narrow(dim, 0, logits.shape[dim])
     else:
         checks.check_target(target, logits)
-        target = watched_labels(target, num_classes, factors["ignore_index"])
     check_two_labels(target_b, lam, rows)
     if target_b is not None:
         checks.check_labels_of(target_b, rows, "logits", logits, "target_b")
-        target_b = watched_labels(target_b, num_classes, factors["ignore_index"], "target_b")
     made = mixed_factors_of(
         terms, logits, target, rows, num_classes, target_b=target_b, lam=lam, **factors
     )
@@ -282,12 +274,10 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     checks.check_floating_logits(logits)
     dim = checks.check_dim(dim, logits)
     if is_dtensor(logits):
-        return on_local_rows("logits", logits, dim, partial(softmax, dim=dim))
-    backend = choose_backend(logits.device.type, logits=logits, dim=dim)
+        return spread_like(logits, softmax(whole_rows("logits", logits, dim)[0], dim))
+    backend = choose_backend(logits, dim=dim)
     if backend == REFERENCE:
         return reference.softmax(logits, dim)
     before, after = logits.shape[:dim].numel(), logits.shape[dim + 1 :].numel()
     rows = logits.reshape(before, logits.shape[dim], *(() if after == 1 else (after,)))
-    direct = backend == CPU and checks.on_plain_cpu(rows)
-    function = DirectSoftmaxFunction if direct else SoftmaxFunction
-    return function.apply(rows, backend).reshape(logits.shape)
+    return apply(SoftmaxFunction, rows, backend).reshape(logits.shape)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from anl_kernels.layout import empty_like_rows
 from anl_kernels.terms import Terms
+from anl_kernels.terms.encoding import decode, encode
 
 NUM_SAVED = 4
 """Saved numbers of a row beside one slope for each term; see docs/math.md."""
@@ -20,66 +22,127 @@ NUM_PARTIALS = 5
 NUM_LSE_PARTS = 2
 """Columns of what :meth:`ColumnKernels.column_sums` saves of rows."""
 
-NUM_SCALARS = 3
-"""Most hyper-parameters that a functor takes."""
-
-
-def term_numbers(terms: Terms) -> list[float]:
-    """For each term its weight, then ``NUM_SCALARS`` scalars: the layout that kernels read."""
-    numbers: list[float] = []
-    for factor, term in zip(terms.factors, terms.terms, strict=True):
-        scalars = term.scalars()
-        if len(scalars) > NUM_SCALARS:
-            raise ValueError(f"{term!r} has {len(scalars)} scalars; a functor takes {NUM_SCALARS}")
-        numbers += [factor, *scalars, *(0.0,) * (NUM_SCALARS - len(scalars))]
-    return numbers
-
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of all arithmetic and of per-row results: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class RowRequest(NamedTuple):
-    """What to compute of every row, beside its loss."""
+class RowOutputs(NamedTuple):
+    """Results for N rows, each None unless it is wanted: who wants it, has it, say the types."""
 
-    terms: Terms
+    loss: Tensor = None  # type: ignore[assignment]
+    """The losses of rows times ``row_scale``, of the target's shape, or their sum."""
+    grad: Tensor = None  # type: ignore[assignment]
+    """The gradient times ``row_scale``, of the logits' shape; None if it replaces the logits."""
+    probs: Tensor = None  # type: ignore[assignment]
+    """The softmax, of the logits' shape."""
+    row_losses: Tensor = None  # type: ignore[assignment]
+    """(N,), unscaled; 0 for an ignored row."""
+    saved: Tensor = None  # type: ignore[assignment]
+    """(N, NUM_SAVED + T): what :meth:`Backend.row_grad_into` needs."""
+    term_losses: Tensor = None  # type: ignore[assignment]
+    """(N, T), unweighted."""
+    lse: Tensor = None  # type: ignore[assignment]
+    """(N,)."""
+    p_y: Tensor = None  # type: ignore[assignment]
+    """(N,); 0 for an ignored row."""
+    argmax: Tensor = None  # type: ignore[assignment]
+    """(N,) int64."""
+
+
+BITS = {name: 1 << place for place, name in enumerate(RowOutputs._fields)}
+"""The bit of each output in :attr:`RowRequest.outputs`; csrc/call.h has the same order."""
+_NAMES = tuple(
+    tuple(name for name, bit in BITS.items() if outputs & bit) for outputs in range(1 << len(BITS))
+)
+AUX = ("term_losses", "lse", "p_y", "argmax")
+"""Outputs that are wanted together: they cost next to nothing."""
+
+
+class RowRequest(NamedTuple):
+    """What to compute of every row. Its fields, in order, follow the tensors of an operator."""
+
+    functors: str
+    """The terms, such as ``NCE:nce,NNCE:nnce``: the class of each, and its functor."""
+    numbers: list[float]
+    """For each term its weight and NUM_SCALARS scalars, which kernels read; then the parameters of
+    each, which rebuild it."""
+    moving: Tensor | None
+    """(P,) float64 on the CPU: the numbers, where some change between calls of one graph."""
     ignore_index: int
+    outputs: int
+    """A bit for each output that is wanted: see :data:`BITS`."""
     reduce: bool = True
     """One loss, the sum over rows; else one for each row."""
-    write_grad: bool = False
-    """The gradient, times ``row_scale``."""
     inplace: bool = False
-    """Put that gradient where the logits are."""
-    write_saved: bool = False
-    """What :meth:`Backend.row_grad` needs."""
-    aux: bool = False
-    """Term losses, lse, p_y and argmax."""
-    probs: bool = False
-    """The softmax."""
+    """The gradient takes the place of the logits."""
+
+    @classmethod
+    def of(
+        cls,
+        terms: Terms,
+        ignore_index: int,
+        *outputs: str,
+        reduce: bool = True,
+        inplace: bool = False,
+    ) -> RowRequest:
+        """A request for the named outputs."""
+        wanted = outputs_of(*outputs)
+        return cls(*encode(terms), ignore_index, wanted, reduce=reduce, inplace=inplace)
+
+    @property
+    def terms(self) -> Terms:
+        """The sum of terms, its tensor weights apart."""
+        numbers = self.numbers if self.moving is None else self.moving.tolist()
+        return decode(self.functors, tuple(numbers))
+
+    @property
+    def num_terms(self) -> int:
+        """How many there are: known where numbers are not."""
+        return self.functors.count(",") + 1
+
+    def wants(self, name: str) -> bool:
+        """Whether an output is wanted."""
+        return bool(self.outputs & BITS[name])
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether the gradient takes the place of the logits in the forward pass."""
+        return self.inplace and bool(self.outputs & BITS["grad"])
+
+    @property
+    def reads_ignored(self) -> bool:
+        """Whether ignored rows are read, for outputs that they have too."""
+        return any(map(self.wants, ("lse", "argmax", "probs")))
+
+    def asking(self, *outputs: str, **changes: Any) -> RowRequest:
+        """The same for other outputs."""
+        return self._replace(outputs=outputs_of(*outputs), **changes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The outputs that an operator returns, in order."""
+        return _NAMES[self.outputs & ~BITS["grad"] if self.inplace else self.outputs]
+
+    def named(self, made: Sequence[Tensor]) -> RowOutputs:
+        """What an operator returned."""
+        return RowOutputs(**dict(zip(self.names, made, strict=True)))
 
 
-class RowOutputs(NamedTuple):
-    """Results for N rows. What was not asked for is None, or a tensor without elements."""
+REQUEST_SCHEMA = (
+    "str functors, float[] numbers, Tensor? moving, int ignore_index, int outputs, bool reduce, "
+    "bool inplace"
+)
+"""The fields of :class:`RowRequest` in an operator's schema; csrc/operators.h has the same."""
 
-    loss: Tensor
-    """The losses of rows times ``row_scale``, of the target's shape, or their sum."""
-    row_losses: Tensor
-    """(N,), unscaled; 0 for an ignored row."""
-    grad: Tensor
-    """Shape of the logits."""
-    saved: Tensor
-    """(N, NUM_SAVED + T)."""
-    term_losses: Tensor
-    """(N, T), unweighted."""
-    lse: Tensor
-    """(N,)."""
-    p_y: Tensor
-    """(N,); 0 for an ignored row."""
-    argmax: Tensor
-    """(N,) int64."""
-    probs: Tensor
-    """Shape of the logits."""
+
+def outputs_of(*names: str) -> int:
+    """The bits of outputs; a name may come twice."""
+    bits = 0
+    for name in names:
+        bits |= BITS[name]
+    return bits
 
 
 def scaled_loss(
@@ -91,37 +154,25 @@ def scaled_loss(
 
 
 def empty_outputs(logits: Tensor, target: Tensor, request: RowRequest) -> RowOutputs:
-    """The outputs to be filled: also what a fake kernel answers."""
-    acc, num_rows = accumulator_dtype(logits.dtype), target.numel()
-    T = len(request.terms)
+    """The wanted outputs, to be filled: also what a fake kernel answers."""
+    acc, N, T = accumulator_dtype(logits.dtype), target.numel(), request.num_terms
+    rows: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "loss": (() if request.reduce else tuple(target.shape), acc),
+        "row_losses": ((N,), acc),
+        "saved": ((N, NUM_SAVED + T), acc),
+        "term_losses": ((N, T), acc),
+        "lse": ((N,), acc),
+        "p_y": ((N,), acc),
+        "argmax": ((N,), torch.int64),
+    }
 
-    def rows(wanted: bool, *shape: int, dtype: torch.dtype = acc) -> Tensor:
-        return logits.new_empty((num_rows, *shape) if wanted else (0,), dtype=dtype)
+    def empty(name: str) -> Tensor:
+        if name not in rows:
+            return empty_like_rows(logits)
+        shape, dtype = rows[name]
+        return logits.new_empty(shape, dtype=dtype)
 
-    def like_logits(wanted: bool) -> Tensor:
-        return empty_like_rows(logits) if wanted else logits.new_empty((0,))
-
-    return RowOutputs(
-        loss=logits.new_empty(() if request.reduce else target.shape, dtype=acc),
-        row_losses=rows(True),
-        grad=like_logits(request.write_grad and not request.inplace),
-        saved=rows(request.write_saved, NUM_SAVED + T),
-        term_losses=rows(request.aux, T),
-        lse=rows(request.aux),
-        p_y=rows(request.aux),
-        argmax=rows(request.aux, dtype=torch.int64),
-        probs=like_logits(request.probs),
-    )
-
-
-def tensors_only(outputs: RowOutputs, logits: Tensor) -> tuple[Tensor, ...]:
-    """The outputs with an empty tensor for every None: what an operator may return."""
-    dtypes = {"grad": logits.dtype, "probs": logits.dtype, "argmax": torch.int64}
-    acc = accumulator_dtype(logits.dtype)
-    return tuple(
-        logits.new_empty((0,), dtype=dtypes.get(name, acc)) if tensor is None else tensor
-        for name, tensor in outputs._asdict().items()
-    )
+    return RowOutputs(**{name: empty(name) for name in request.names})
 
 
 class Backend(Protocol):
@@ -143,7 +194,7 @@ class Backend(Protocol):
         term_weights: Tensor | None,
         request: RowRequest,
     ) -> RowOutputs:
-        """The loss of every row and what else ``request`` names.
+        """What ``request`` wants of every row.
 
         ``target`` has the logits' shape less the class dimension; ``row_scale`` has as many
         elements as rows, or one; ``term_weights`` is (T,), in the place of the terms' factors, or
@@ -151,7 +202,7 @@ class Backend(Protocol):
         """
         ...
 
-    def row_grad(
+    def row_grad_into(
         self,
         grad: Tensor,
         logits: Tensor,

@@ -21,11 +21,6 @@ class RowView(NamedTuple):
         return B, K, M
 
     @property
-    def strided(self) -> tuple[Tensor, int, int, int]:
-        """The tensor and its batch, class and position strides, as kernels take them."""
-        return (self.tensor, *self.tensor.stride())  # type: ignore[return-value]
-
-    @property
     def class_first(self) -> bool:
         """Whether neighbouring positions, not neighbouring classes, are neighbours in memory."""
         _, K, M = self.tensor.shape

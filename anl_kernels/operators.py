@@ -24,4 +24,17 @@ def operator(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the decorated function what an operator answers where there is no data."""
-    return torch.library.register_fake(f"anl_kernels::{name}", lib=library)
+
+    def register(answer: Callable[..., Any]) -> Callable[..., Any]:
+        register_fake(f"anl_kernels::{name}", answer, library)
+        return answer
+
+    return register
+
+
+def register_fake(name: str, answer: Callable[..., Any], library: torch.library.Library) -> None:
+    """As ``torch.library.register_fake``, always from this file.
+
+    It looks for the source of its caller among all modules: half a millisecond for each new file.
+    """
+    torch.library.register_fake(name, answer, lib=library)

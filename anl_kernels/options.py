@@ -15,7 +15,7 @@ from anl_kernels.numbers import as_flag, as_int, as_number, shown
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from anl_kernels.distributed.shards import ClassShards
+    from anl_kernels.distributed.class_shards import ClassShards
 
 Reduction = Literal["mean", "sum", "none"]
 AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs")
@@ -69,7 +69,7 @@ def check_reduction(reduction: Reduction) -> Reduction:
 
 def check_ignore_index(ignore_index: int) -> int:
     """The label; raise TypeError unless it is an integer, ValueError unless int64 holds it."""
-    label = as_int(ignore_index)
+    label = ignore_index if type(ignore_index) is int else as_int(ignore_index)
     if label is None:
         raise TypeError(
             f"ignore_index must be an int, got {shown(ignore_index)}; pass -100 for the default"
@@ -94,7 +94,7 @@ def check_class_scale(class_scale: float | str) -> float | Literal["auto"]:
     """The factor, or "auto"; raise ValueError unless it is positive and finite."""
     if isinstance(class_scale, str) and class_scale == "auto":
         return "auto"
-    scale = as_number(class_scale)
+    scale = class_scale if type(class_scale) is float else as_number(class_scale)
     # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.
     if scale is None or not 0 < scale < math.inf:
         raise ValueError(
@@ -103,20 +103,21 @@ def check_class_scale(class_scale: float | str) -> float | Literal["auto"]:
     return float(scale)
 
 
-def class_scale_at(class_scale: float | str, num_classes: int) -> float:
-    """The factor on normalised terms at a number of classes.
+def class_scale_at(class_scale: float | Literal["auto"], num_classes: int) -> float:
+    """The checked factor on normalised terms at a number of classes.
 
     ``"auto"`` is ``K log K / (10 log 10)``: the gradient of NCE at uniform logits is proportional
     to ``1 / (K log K)``, so its weight keeps the effect it has at K = 10 (docs/math.md).
     """
-    scale = check_class_scale(class_scale)
-    if scale == "auto":
+    if class_scale == "auto":
         return max(1, num_classes * math.log(num_classes)) / (10 * math.log(10))
-    return scale
+    return class_scale
 
 
 def aux_outputs(return_aux: bool | Collection[str]) -> tuple[str, ...]:
     """The auxiliary outputs asked for: True stands for all but the softmax."""
+    if return_aux is False:
+        return ()
     wanted = as_flag(return_aux)
     if wanted is not None:
         return AUX_OUTPUTS[:-1] if wanted else ()
@@ -164,3 +165,62 @@ OPTION_CHECKS: dict[str, Callable[[Any], Any]] = {
 
 What depends on tensors, the call says.
 """
+
+
+def aux_outputs_of_head(return_aux: bool | Collection[str]) -> tuple[str, ...]:
+    """The auxiliary outputs asked for; raise ValueError if the softmax is one of them."""
+    names = aux_outputs(return_aux)
+    if "probs" in names:
+        raise ValueError(
+            "return_aux cannot hold 'probs' here, which would be as large as the logits; if you "
+            "need them, compute the logits and call ak.robust_loss"
+        )
+    return names
+
+
+def check_softcap(softcap: float | None) -> float | None:
+    """The softcap, None for none; raise ValueError unless it is positive and finite."""
+    if softcap is None:
+        return None
+    bound = as_number(softcap)
+    if bound is None or not 0 < bound < 1e30:
+        raise ValueError(f"logit_softcap must be a positive number or None, got {shown(softcap)}")
+    return float(bound)
+
+
+def check_chunk_bytes(chunk_bytes: int | None) -> int | None:
+    """The memory of a chunk, None for the default; raise ValueError unless it is positive."""
+    if chunk_bytes is None:
+        return None
+    memory = as_int(chunk_bytes)
+    if memory is None or not 0 < memory < 1 << 62:
+        raise ValueError(
+            f"chunk_bytes must be a positive number of bytes, an int, or None, got "
+            f"{shown(chunk_bytes)}"
+        )
+    return memory
+
+
+def check_skip_ignored(skip: bool | None) -> bool | None:
+    """The choice, None for the device's; raise ValueError of another value."""
+    if skip is None:
+        return None
+    wanted = as_flag(skip)
+    if wanted is None:
+        raise ValueError(f"skip_ignored must be True, False or None, got {shown(skip)}")
+    return wanted
+
+
+def _check_aux_option(return_aux: bool | Collection[str]) -> bool | Collection[str]:
+    aux_outputs_of_head(return_aux)
+    return return_aux
+
+
+OPTION_CHECKS_OF_HEAD = {
+    **OPTION_CHECKS,
+    "return_aux": _check_aux_option,
+    "logit_softcap": check_softcap,
+    "chunk_bytes": check_chunk_bytes,
+    "skip_ignored": check_skip_ignored,
+}
+"""As :data:`OPTION_CHECKS`, for a module with a head."""

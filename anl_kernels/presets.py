@@ -24,11 +24,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from anl_kernels.checks import class_dim
-from anl_kernels.distributed.shards import ClassShards
-from anl_kernels.execution import Aux
+from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.losses import RobustLoss
 from anl_kernels.options import LossOptions
 from anl_kernels.regularisers.entropy import EntropyRegularisedLoss
+from anl_kernels.rows.loss import Aux
 from anl_kernels.terms import (
     AEL,
     AGCE,

@@ -9,18 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from anl_kernels._version import __version__
-from anl_kernels.backends import gpu_choice
-from anl_kernels.backends.cpu import library as cpu_library
-from anl_kernels.backends.cuda import library as cuda_library
-from anl_kernels.backends.selection import (
+from anl_kernels.backends.choice import (
     BACKENDS,
+    CPU,
     CUDA,
     GPU,
+    RULES,
     TRITON,
-    auto_backend,
-    interpreting,
+    Rule,
+    best,
+    extension,
+    instruction_set,
     why_not,
 )
+from anl_kernels.settings import interpreting
 
 
 @dataclass(frozen=True)
@@ -53,31 +55,49 @@ class EnvReport:
 def env_report() -> EnvReport:
     """What is built, what runs, and why not: also ``python -m anl_kernels``."""
     gpus = range(torch.cuda.device_count())
-    states = {name: why_not(name) or "available" for name in BACKENDS}
-    if interpreting() and states["triton"] == "available":
-        states["triton"] = "available (interpreter: for tests, slow)"
-    if states["cpu"] == "available":
-        states["cpu"] = f"available ({cpu_library.facts()})"
-    if states["cuda"] == "available":
-        states["cuda"] = f"available ({cuda_library.facts()})"
-    types = ["cpu", *([GPU] if len(gpus) else [])]
     return EnvReport(
         anl_kernels=__version__,
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         torch=torch.__version__,
         triton=_version("triton"),
-        devices=["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in gpus)],
-        backends=states,
-        auto={device: _auto_on(device) for device in types},
+        devices=[CPU, *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in gpus)],
+        backends={name: why_not(name) or _available(name) for name in BACKENDS},
+        auto={device: _auto_on(device) for device in [CPU, *[GPU] * bool(gpus)]},
     )
 
 
+def _available(name: str) -> str:
+    facts = ""
+    if name == TRITON and interpreting():
+        facts = "interpreter: for tests, slow"
+    elif name == CPU:
+        module = extension(CPU)
+        facts = f"{instruction_set()} kernels, {module.compiler()}, OpenMP {module.openmp}"
+    elif name == CUDA:
+        module = extension(CUDA)
+        facts = (
+            f"CUDA {module.cuda_version()} for {module.architectures()}, {module.compiler()}"
+            if module.device_type == GPU
+            else f"emulated on a CPU: for tests, slow; {module.compiler()}"
+        )
+    return f"available ({facts})" if facts else "available"
+
+
 def _auto_on(device_type: str) -> str:
-    name = auto_backend(device_type)
+    name = best(device_type)
     if device_type != GPU or name != TRITON or why_not(CUDA):
         return name
-    return "; ".join([name, *(f"{CUDA} for {rule}" for rule in gpu_choice.RULES)])
+    return "; ".join([name, *(f"{CUDA} for {_rows_of(rule)}" for rule in RULES)])
+
+
+def _rows_of(rule: Rule) -> str:
+    since, before = ("{}.{}".format(*capability) for capability in (rule.since, rule.before))
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in rule.dtypes)
+    return (
+        f"rows of more than {rule.above_classes} classes and up to {rule.most_bytes >> 10} KiB "
+        f"({names}; compute capability {since} to below {before})"
+    )
 
 
 def _version(package: str) -> str | None:

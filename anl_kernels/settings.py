@@ -50,4 +50,9 @@ class _Settings(ModuleType):
         _labels.set(check)
 
 
+def interpreting() -> bool:
+    """Whether ``TRITON_INTERPRET=1`` in the environment has Triton's kernels interpreted."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 settings = _Settings("anl_kernels.settings.settings")

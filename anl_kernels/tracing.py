@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _is_tracing
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_exporting
 from torch.nn import Parameter
 
 PLAIN = (Tensor, Parameter)
@@ -14,7 +16,7 @@ PLAIN = (Tensor, Parameter)
 
 def transforming() -> bool:
     """Whether the call is being compiled, or is inside a transform of ``torch.func``."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return is_compiling() or _are_functorch_transforms_active()
 
 
 def forward_mode() -> bool:
@@ -25,9 +27,18 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def only_formulas() -> bool:
+    """Whether derivatives are taken that only formulas have.
+
+    Forward-mode ones; and those of a transform of ``torch.func`` that is being compiled: Dynamo
+    (2.13) does not see that its tensors require grad, and leaves out the backward of a Function.
+    """
+    return forward_mode() or (is_compiling() and _are_functorch_transforms_active())
+
+
 def recorded_for_others() -> bool:
     """Whether the call is recorded for where this package, and its operators, need not be."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_exporting() or (not is_compiling() and _is_tracing())
 
 
 def watched(tensor: Tensor) -> bool:
@@ -39,4 +50,4 @@ def watched(tensor: Tensor) -> bool:
 
 def plain_cpu(tensor: Tensor) -> bool:
     """Whether a tensor is an ordinary one of the CPU, in a call that nobody watches."""
-    return not watched(tensor) and tensor.device.type == "cpu" and type(tensor) in PLAIN
+    return not watched(tensor) and tensor.is_cpu and type(tensor) in PLAIN

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import CONTENDERS
 from benchmarks.devices import DEVICES
 from benchmarks.jobs import REGIMES
-from benchmarks.subjects import SUBJECTS
 from benchmarks.suite import Suite
 from benchmarks.suites import SUITES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OUT = Path("out/benchmarks/{device}")
 EVERY = "all"
+MISSED = 3
+"""The exit status where a target is missed."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -40,15 +42,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _with_command(argv: list[str], first: str | None) -> list[str]:
-    """The command, which may follow settings, in front.
-
-    All suites if there is none; ``--compare`` is one, too.
-    """
+    """The command, which may follow settings, in front; all suites if there is none."""
     if first:
         place = argv.index(first)
         return [first, *argv[:place], *argv[place + 1 :]]
-    if argv[:1] == ["--compare"]:
-        return ["compare", *argv[1:]]
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         return [EVERY, *argv]
     return argv
@@ -67,8 +64,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=_count, help="of PyTorch; its own choice if not given")
     add("--out", type=Path, default=OUT, metavar="FOLDER",
         help="for JSON, Markdown and plots; {device} in it becomes the device's name")  # fmt: skip
-    add("--bars", action="store_true", help="hold the results to the bars of the design, too; "
-        "the exit status does not depend on it")  # fmt: skip
+    add("--targets", action="store_true", help="hold the results to the targets of the suite, too; "
+        f"exit status {MISSED} if one is missed")  # fmt: skip
 
 
 def _add_all(commands: Any) -> None:
@@ -90,8 +87,8 @@ def _add_suite(commands: Any, name: str, suite: Suite) -> argparse.ArgumentParse
     add("--dtypes", nargs="+", choices=DTYPES,
         help="of the logits; in memory tables of rows and of layouts the first alone")  # fmt: skip
     add("--sigmas", nargs="+", type=_positive, help="of the logits, where it is varied")
-    add("--subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT",
-        help="beside the roof and the library; all, if not given")  # fmt: skip
+    add("--contenders", nargs="+", choices=CONTENDERS, metavar="CONTENDER",
+        help="beside the roofline and the library; all, if not given")  # fmt: skip
     add("--regime", choices=[*REGIMES, "both"], help="of the CPU's memory allocator")
     add("--rounds", type=_count, default=500, help="at most, for each case")
     add("--seconds", type=_positive, help="for each case, unless that is too few rounds")
@@ -108,8 +105,8 @@ def _add_readers(commands: Any) -> None:
 
     shown = add("show", "print the tables of a file", "file")
     shown.add_argument("--details", action="store_true", help="all figures of every case")
-    whether = "hold a file to the bars of the design; exit status 0 in any case"
-    held = add("bars", whether, "file")
+    whether = f"hold a file to the targets of its suite; exit status {MISSED} if one is missed"
+    held = add("targets", whether, "file")
     held.add_argument("--every", action="store_true", help="every case, not the worst")
     slower = "what became slower; exit status 1 if we did"
     both = add("compare", slower, "before", "after")

@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import bars, compare, report, tables
-from benchmarks.arguments import EVERY, parse
-from benchmarks.bounds import BARS
+from benchmarks import compare, report, tables, targets
+from benchmarks.arguments import EVERY, MISSED, parse
+from benchmarks.contenders import is_library
 from benchmarks.devices import DEVICES
 from benchmarks.environment import describe, device_name
 from benchmarks.files import write
 from benchmarks.jobs import Limit, OutOfTime
+from benchmarks.results import Results
 from benchmarks.run import INTERRUPTED, WrongResults, console, run
-from benchmarks.subjects import is_library
 from benchmarks.suites import SUITES
 
 
@@ -74,10 +74,10 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if problem := _complaint(options) or _complaint_of_subjects(options):
+    if problem := _complaint(options) or _complaint_of_contenders(options):
         raise ValueError(problem)
     if not SUITES[options.command].specs(options):
-        raise ValueError(f"{', '.join(options.tables)}: no table of these has the subjects")
+        raise ValueError(f"{', '.join(options.tables)}: no table of these has the contenders")
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -107,8 +107,8 @@ def _run(options: argparse.Namespace, folder: Path, limit: Limit) -> int:
         file = folder / f"{name}.json"
         write(file, results.to_json())
         _show(tables.render(results))
-        if options.bars:
-            _show(f"\n{bars.render(results, BARS)}")
+        if options.targets:
+            status = max(status, _hold(results, lead="\n"))
         _tell(f"{name}: written to {file}")
     else:
         _tell(f"{name}: left out, nothing was measured")
@@ -142,15 +142,15 @@ def _complaint(options: argparse.Namespace) -> str | None:
     return None
 
 
-def _complaint_of_subjects(options: argparse.Namespace) -> str | None:
-    """Why the subjects cannot be measured."""
+def _complaint_of_contenders(options: argparse.Namespace) -> str | None:
+    """Why the contenders cannot be measured."""
     name, device = options.command, options.device
-    here = SUITES[name].subjects(device)
-    for subject in options.subjects or ():
-        if subject not in here:
-            elsewhere = any(subject in SUITES[name].subjects(other) for other in DEVICES)
-            known = f"{subject} is not measured on {device}"
-            return known if elsewhere else f"{name} has no {subject}, but {', '.join(here)}"
+    here = SUITES[name].contenders(device)
+    for contender in options.contenders or ():
+        if contender not in here:
+            elsewhere = any(contender in SUITES[name].contenders(other) for other in DEVICES)
+            known = f"{contender} is not measured on {device}"
+            return known if elsewhere else f"{name} has no {contender}, but {', '.join(here)}"
     return None
 
 
@@ -160,9 +160,17 @@ def _show_file(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show_bars(args: argparse.Namespace) -> int:
-    _show(bars.render(report.read(args.file), BARS, args.every))
-    return 0
+def _hold_file(args: argparse.Namespace) -> int:
+    return _hold(report.read(args.file), args.every)
+
+
+def _hold(results: Results, every: bool = False, lead: str = "") -> int:
+    """Show what of the targets is met; the exit status."""
+    found = targets.evaluate(results, SUITES[results.suite].targets)
+    _show(lead + targets.render(found, every))
+    for title in (missed := targets.missed(found)):
+        _tell(f"{results.suite}: missed: {title}")
+    return MISSED if missed else 0
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -185,5 +193,5 @@ def _show(text: str) -> None:
         print(text, end="")
 
 
-COMMANDS = {EVERY: _run_all, "show": _show_file, "bars": _show_bars, "compare": _compare}
+COMMANDS = {EVERY: _run_all, "show": _show_file, "targets": _hold_file, "compare": _compare}
 """Beside the suites."""

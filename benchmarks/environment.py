@@ -77,9 +77,9 @@ def _describe_host(threads: int | None) -> dict[str, Any]:
 
 def _describe_checkout() -> dict[str, Any]:
     """The commit; on a machine with the files alone, the one that ``COMMIT_VARIABLE`` names."""
-    commit = _git("rev-parse", "HEAD")
+    commit = _run("git", "rev-parse", "HEAD")
     # A run leaves results, and documents made of them; neither changes what the next one measures.
-    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
+    changes = _run("git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md")
     return {
         "commit": commit or os.environ.get(COMMIT_VARIABLE),
         "dirty": None if changes is None else bool(changes),
@@ -103,10 +103,6 @@ def _version(package: str) -> str | None:
 def _nvidia_smi(*facts: str) -> str | None:
     answer = _run("nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader")
     return answer.splitlines()[0] if answer else None
-
-
-def _git(*command: str) -> str | None:
-    return _run("git", *command)
 
 
 def _run(*command: str) -> str | None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import BACKENDS, why_not
+from anl_kernels.backends.choice import BACKENDS, why_not
+from benchmarks.contenders import CONTENDERS, Contender, Criterion
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.problems import Problem
 from benchmarks.results import Check
-from benchmarks.subjects import SUBJECTS, Criterion, Subject
 from benchmarks.suite import Spec
 from benchmarks.timing import one_line
 
@@ -41,8 +41,8 @@ def gate(specs: Iterable[Spec]) -> Iterator[Check]:
     done = set()
     for spec in specs:
         problem = checked(spec.problem)
-        for subjects in _by_truth(spec):
-            new = [one for one in subjects if (problem, one) not in done]
+        for contenders in _by_truth(spec):
+            new = [one for one in contenders if (problem, one) not in done]
             done |= {(problem, one) for one in new}
             if new:
                 yield from _fitting(problem, new)
@@ -69,24 +69,24 @@ def checked(problem: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subject on a backend of the library."""
+    """A contender on a backend of the library."""
 
     name: str
-    subject: Subject
+    contender: Contender
     backend: str
 
     def __str__(self) -> str:
-        return self.subject.label + ("" if self.backend == "auto" else f" on {self.backend}")
+        return self.contender.label + ("" if self.backend == "auto" else f" on {self.backend}")
 
 
 def _by_truth(spec: Spec) -> list[list[Candidate]]:
     """What can run of the library, together with what has to be equal to it."""
     found: dict[Criterion, list[Candidate]] = {}
-    for name in spec.subjects:
-        subject = SUBJECTS[name]
-        backend = spec.backend if spec.backend != "auto" else subject.backend
-        if subject.truth and backend and runs(backend):
-            found.setdefault(subject.truth, []).append(Candidate(name, subject, backend))
+    for name in spec.contenders:
+        contender = CONTENDERS[name]
+        backend = spec.backend if spec.backend != "auto" else contender.backend
+        if contender.truth and backend and runs(backend):
+            found.setdefault(contender.truth, []).append(Candidate(name, contender, backend))
     return list(found.values())
 
 
@@ -95,12 +95,12 @@ def runs(backend: str) -> bool:
     return backend == "auto" or (backend in BACKENDS and why_not(backend) is None)
 
 
-def _fitting(problem: Problem, subjects: Sequence[Candidate]) -> list[Check]:
+def _fitting(problem: Problem, contenders: Sequence[Candidate]) -> list[Check]:
     """What cannot be checked is not right."""
     try:
-        return _compare(problem, subjects)
+        return _compare(problem, contenders)
     except Exception as error:  # out of memory, or refused
-        names = ", ".join(map(str, subjects))
+        names = ", ".join(map(str, contenders))
         return [Check(f"{names}, {problem}: {one_line(error)}", math.nan, 0.0)]
 
 
@@ -129,12 +129,12 @@ class Truth:
     cut; the gradients of what all rows share are summed.
     """
 
-    def __init__(self, subject: Subject, inputs: Inputs) -> None:
-        assert subject.truth is not None
-        self._criterion = subject.truth
+    def __init__(self, contender: Contender, inputs: Inputs) -> None:
+        assert contender.truth is not None
+        self._criterion = contender.truth
         self._inputs = inputs
         self._dtype = inputs.leaves[0][0].dtype
-        self._eager_dtype = self._dtype if subject.rounds else torch.float32
+        self._eager_dtype = self._dtype if contender.rounds else torch.float32
         self.loss = torch.zeros((), dtype=torch.float64, device=inputs.target.device)
         self.eager_loss = self.loss.clone()
         self.rounding, self.eager = ([Deviation() for _ in inputs.leaves[0]] for _ in range(2))
@@ -183,14 +183,14 @@ class Truth:
             yield rows, (true, eager)
 
 
-def _compare(problem: Problem, subjects: Sequence[Candidate]) -> list[Check]:
+def _compare(problem: Problem, contenders: Sequence[Candidate]) -> list[Check]:
     inputs = make_inputs(problem, copies=1)
-    ours = [_values(one, inputs) for one in subjects]
-    truth = Truth(subjects[0].subject, inputs)
+    ours = [_values(one, inputs) for one in contenders]
+    truth = Truth(contenders[0].contender, inputs)
     deviations = truth.compare([gradients for _, gradients in ours])
     by_eager = relative_error(truth.eager_loss, truth.loss)
     checks = []
-    for one, (loss, _), by_leaf in zip(subjects, ours, deviations, strict=True):
+    for one, (loss, _), by_leaf in zip(contenders, ours, deviations, strict=True):
         by_rounding = relative_error(truth.loss.to(loss.dtype), truth.loss)
         error = relative_error(loss, truth.loss)
         checks.append(Check(f"{one}, {problem}: loss", error, _bound(by_rounding, by_eager)))
@@ -208,10 +208,10 @@ def _leaves(problem: Problem) -> tuple[str, ...]:
 
 def _values(one: Candidate, inputs: Inputs) -> Values:
     """Of logits that are computed, as in-place criteria demand."""
-    assert one.subject.criterion is not None
+    assert one.contender.criterion is not None
     with ak.use_backend(one.backend):
         leaves = [leaf.detach() for leaf in inputs.leaves[0]]
-        return loss_and_gradients(one.subject.criterion, leaves, inputs.target)
+        return loss_and_gradients(one.contender.criterion, leaves, inputs.target)
 
 
 def loss_and_gradients(

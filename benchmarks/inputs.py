@@ -1,4 +1,4 @@
-"""What subjects are given, in as many copies as it takes to find none of them in a cache."""
+"""What contenders are given, in as many copies as it takes to find none of them in a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_COPIES = 1024
 class Inputs:
     """Equal copies of the tensors of a problem, as leaves that require grad.
 
-    Of a model that is trained, one copy of its tokens: the model itself is the subjects' to make.
+    Of a model that is trained, one copy of its tokens: the model itself is the contenders' to make.
     """
 
     problem: Problem
@@ -73,8 +73,8 @@ def make_inputs(problem: Problem, copies: int | None = None, seed: int = 0) -> I
 
 
 def copies_to_flush(input_bytes: int, cache_bytes: int) -> int:
-    """How many copies a subject has to walk through before it meets the first one again."""
-    return min(MAX_COPIES, -(-FLUSH * cache_bytes // input_bytes))
+    """How many copies a contender has to walk through before it meets the first one again."""
+    return min(MAX_COPIES, -(-FLUSH * cache_bytes // max(1, input_bytes)))
 
 
 def _labels(problem: Problem, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is asked of the subjects of a case."""
+"""What is asked of the contenders of a case."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ class Problem:
     @property
     def shape(self) -> str:
         """Sizes, for people."""
+        if not self.rows:
+            return "no logits"
         if self.grid:
             batch, *spatial = self.grid
             return " x ".join(map(str, [batch, self.classes, *spatial])) + f" {self.layout}"
-        sizes = [self.rows, self.classes] if self.hidden is None else self._linear_sizes
-        return " x ".join(map(str, sizes))
-
-    @property
-    def _linear_sizes(self) -> list[int]:
-        return [self.rows, self.hidden or 0, self.classes]
+        sizes = self.rows, self.hidden, self.classes
+        return " x ".join(str(size) for size in sizes if size is not None)
 
     def __str__(self) -> str:
         """Identify the problem in one line."""
+        if not self.rows:
+            return self.shape
         phase = "" if self.phase == "both" else f", {self.phase}"
         return f"{self.shape} {self.dtype} x{self.sigma:g}{phase}"

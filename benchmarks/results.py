@@ -1,7 +1,6 @@
 """What a run leaves behind, and its JSON form.
 
-Tables, bars, plots and reports are made from this alone, so that a committed file can be rendered
-again.
+Tables, plots and reports are made from this alone, so that a committed file can be rendered again.
 """
 
 from __future__ import annotations
@@ -15,6 +14,10 @@ from typing import Any
 from benchmarks.problems import Problem
 
 SCHEMA_VERSION = 3
+IN_JSON = {"contender": "subject", "roofline": "roof"}
+"""Fields that files know by other names."""
+FROM_JSON = {name: field for field, name in IN_JSON.items()}
+MIB = 2**20
 DISTURBED = 0.05
 """Share of the CPUs' time that others may take."""
 FEW_SAMPLES = 5
@@ -23,7 +26,7 @@ FEW_SAMPLES = 5
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Spread of the samples of one subject."""
+    """Spread of the samples of one contender."""
 
     min: float
     p10: float
@@ -37,13 +40,13 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One subject in one case; without figures and with an ``error`` if it could not run."""
+    """One contender in one case; without figures and with an ``error`` if it could not run."""
 
-    subject: str
+    contender: str
     label: str
     milliseconds: Quantiles | None = None
     ratios: dict[str, float] = field(default_factory=dict)
-    """This subject's cost over that of each named one: of times, the median over rounds.
+    """This contender's cost over that of each named one: of times, the median over rounds.
 
     Over "logits": its peak extra memory over their size.
     """
@@ -58,24 +61,24 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Case:
-    """Subjects that were measured together."""
+    """Contenders that were measured together."""
 
     table: str
     regime: str
     problem: Problem
     measurements: list[Measurement]
-    roof: str | None = "copy"
-    """The subject that no implementation can be faster than."""
+    roofline: str | None = "copy"
+    """The contender that no implementation can be faster than."""
     floor: float | None = 1.0
-    """The least time that the step can take, over the roof's; None if there is no saying."""
+    """The least time that the step can take, over the roofline's; None if there is no saying."""
     taken_by_others: float | None = None
     """Share of the CPUs' time that other processes had meanwhile; None if not known."""
     backend: str = "auto"
-    """The library's, of subjects that name none."""
+    """The library's, of contenders that name none."""
     auto: str | None = None
     """What "auto" takes for such logits."""
     ours: str = "ours"
-    """The subject that stands for the library where others are compared with it."""
+    """The contender that stands for the library where others are compared with it."""
 
     @property
     def disturbed(self) -> bool:
@@ -87,44 +90,58 @@ class Case:
         """What tells the case from others of its suite."""
         return self.table, self.regime, self.problem, self.backend
 
-    def share_of_roof(self, measurement: Measurement) -> float | None:
-        """The least possible time over the subject's; None if one of the two is not known."""
-        over_roof, floor = measurement.ratios.get(self.roof or ""), self._floor(measurement)
-        return floor / over_roof if over_roof and floor else None
+    def share_of_roofline(self, measurement: Measurement) -> float | None:
+        """The least possible time over the contender's; None if one of the two is not known."""
+        over_roofline, floor = measurement.ratios.get(self.roofline or ""), self._floor(measurement)
+        return floor / over_roofline if over_roofline and floor else None
 
     def over_ours(self, measurement: Measurement) -> float | None:
-        """The subject's time over that of the library; None if not known."""
+        """The contender's time over that of the library; None if not known."""
         return measurement.ratios.get(self.ours)
 
-    def memory_over(self, measurement: Measurement, subject: str) -> float | None:
-        """The peak extra memory over that of another subject; None if not known."""
-        over_logits, other = measurement.ratios.get("logits"), self[subject].ratios.get("logits")
+    def memory_over(self, measurement: Measurement, contender: str) -> float | None:
+        """The peak extra memory over that of another contender; None if not known."""
+        over_logits, other = measurement.ratios.get("logits"), self[contender].ratios.get("logits")
         return over_logits / other if over_logits is not None and other else None
 
+    def mebibytes(self, measurement: Measurement) -> float | None:
+        """The peak extra memory; None if not known."""
+        over_logits = measurement.ratios.get("logits")
+        return (
+            None if over_logits is None else max(0.0, over_logits) * self.problem.logits_bytes / MIB
+        )
+
     def gigabytes_per_second(self, measurement: Measurement) -> float | None:
-        """The bytes that the step has to move over its time, where a copy is the roof."""
+        """The bytes that the step has to move over its time, where a copy is the roofline."""
         floor = self._floor(measurement)
-        if self.roof != "copy" or floor is None or measurement.milliseconds is None:
+        if self.roofline != "copy" or floor is None or measurement.milliseconds is None:
             return None
         return floor * 2 * self.problem.logits_bytes / measurement.milliseconds.median / 1e6
 
     def _floor(self, measurement: Measurement) -> float | None:
-        return 1.0 if measurement.subject == self.roof else self.floor
+        return 1.0 if measurement.contender == self.roofline else self.floor
 
     def teraflops_per_second(self, measurement: Measurement) -> float | None:
-        """The least arithmetic of the step over its time, where matrix products are the roof."""
+        """The least arithmetic of the step over its time, where products are the roofline."""
         problem, spread = self.problem, measurement.milliseconds
-        if self.roof != "products" or problem.hidden is None or spread is None:
+        if self.roofline != "products" or problem.hidden is None or spread is None:
             return None
         three_products = 3 * 2 * problem.rows * problem.hidden * problem.classes
         return three_products / spread.median / 1e9
 
-    def __getitem__(self, subject: str) -> Measurement:
-        """The subject's measurement; one that says so if it was not asked for."""
+    def __getitem__(self, contender: str) -> Measurement:
+        """The contender's measurement; one that says so if it was not asked for."""
         for measurement in self.measurements:
-            if measurement.subject == subject:
+            if measurement.contender == contender:
                 return measurement
-        return Measurement(subject, subject, error="not run")
+        return Measurement(contender, contender, error="not run")
+
+    def brief(self, dtype: bool = True) -> str:
+        """Over a column or a panel: the sizes, the part of a step, whether others disturbed it."""
+        problem = self.problem
+        phase = "" if problem.phase == "both" else f", {problem.phase}"
+        mark = " (disturbed)" if self.disturbed else ""
+        return f"{problem.shape}{f' {problem.dtype}' if dtype else ''}{phase}{mark}"
 
     def __str__(self) -> str:
         """Identify the case in one line."""
@@ -219,14 +236,15 @@ class Results:
 
 
 def case_from(record: dict[str, Any]) -> Case:
-    """A case out of its JSON object."""
+    """A case out of its JSON object, as it is in a file or comes from a job."""
+    record = _fields(record)
     problem = record["problem"] | {"grid": tuple(record["problem"]["grid"])}
     measured = [_measurement(m) for m in record["measurements"]]
     return Case(**record | {"problem": Problem(**problem), "measurements": measured})
 
 
 def merged(cases: Iterable[Case]) -> list[Case]:
-    """Cases whose subjects were measured each in a process of its own, as one."""
+    """Cases whose contenders were measured each in a process of its own, as one."""
     found: dict[tuple[Any, ...], Case] = {}
     for case in cases:
         if case.key in found:
@@ -238,20 +256,25 @@ def merged(cases: Iterable[Case]) -> list[Case]:
 
 
 def _measurement(record: dict[str, Any]) -> Measurement:
+    record = _fields(record)
     spreads = {name: record.get(name) for name in ("milliseconds", "host_milliseconds")}
     return Measurement(**record | {k: v and Quantiles(**v) for k, v in spreads.items()})
 
 
+def _fields(record: dict[str, Any]) -> dict[str, Any]:
+    return {FROM_JSON.get(name, name): value for name, value in record.items()}
+
+
 def _case_to_json(case: Case) -> str:
-    record = _rounded(asdict(case))
+    record = _for_json(asdict(case))
     lines = ",\n".join(f"   {json.dumps(m)}" for m in record.pop("measurements"))
     return f'  {json.dumps(record)[:-1]}, "measurements": [\n{lines}\n  ]}}'
 
 
-def _rounded(value: Any) -> Any:
-    """Without the digits that nobody measured."""
+def _for_json(value: Any) -> Any:
+    """By the names of files, and without the digits that nobody measured."""
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
+        return {IN_JSON.get(k, k): _for_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [_for_json(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from anl_kernels.backends.selection import choose_backend
+from anl_kernels.backends.choice import best
 from benchmarks.cases import case_of, spec_from
+from benchmarks.contenders import CONTENDERS
 from benchmarks.environment import describe
 from benchmarks.jobs import Job, JobFailed, Limit, OutOfTime, run_job
 from benchmarks.results import Case, Check, Measurement, Results, case_from, merged
-from benchmarks.subjects import SUBJECTS
 from benchmarks.suite import Spec, Suite
 from benchmarks.timing import Budget
 
@@ -68,7 +68,7 @@ def run(name: str, suite: Suite, options: Namespace, limit: Limit) -> tuple[Resu
         created=created.isoformat(timespec="seconds"),
         environment=environment,
         arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
-        backend=choose_backend("cpu") if options.device == "cpu" else "auto",
+        backend=best("cpu") if options.device == "cpu" else "auto",
         checks=checks,
         cases=merged(measured.cases),
         failures=measured.failures,
@@ -87,7 +87,7 @@ def jobs(specs: list[Spec], options: Namespace) -> list[Job]:
             arguments = {"specs": list(map(asdict, together)), "budget": budget}
             found.append(_job("time", together[0], arguments, len(together)))
             continue
-        for spec in (replace(s, subjects=(name,)) for s in together for name in s.subjects):
+        for spec in (replace(s, contenders=(name,)) for s in together for name in s.contenders):
             found.append(_job("memory", spec, {"specs": [asdict(spec)]}))
     return found
 
@@ -103,7 +103,7 @@ def _job(function: str, spec: Spec, arguments: dict[str, Any], cases: int = 1) -
     device = spec.problem.device
     how = spec.regime if device == "cpu" else f"{device}, {spec.backend}"
     if function == "memory":
-        how = f"{spec.problem.dtype}, {spec.subjects[0]}"
+        how = f"{spec.problem.dtype}, {spec.contenders[0]}"
     label = f"{spec.table} {spec.problem.shape}, {how}"
     return Job(f"benchmarks.cases:{function}", arguments, label, spec.regime, cases)
 
@@ -147,8 +147,8 @@ def _measure(name: str, jobs: list[Job], threads: int | None, limit: Limit) -> M
 
 
 def _unfinished(job: Job, finished: int, reason: str) -> list[Case]:
-    """The cases that a process which died has not delivered; each subject says why."""
+    """The cases that a process which died has not delivered; each contender says why."""
     return [
-        case_of(spec, [Measurement(s, SUBJECTS[s].label, error=reason) for s in spec.subjects])
+        case_of(spec, [Measurement(s, CONTENDERS[s].label, error=reason) for s in spec.contenders])
         for spec in map(spec_from, job.arguments["specs"][finished:])
     ]

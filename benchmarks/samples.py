@@ -16,7 +16,7 @@ AT = {"min": 0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9,
 
 @dataclass
 class Samples:
-    """Durations of one subject, by the round they were taken in."""
+    """Durations of one contender, by the round they were taken in."""
 
     seconds: dict[int, float] = field(default_factory=dict)
     first_call: float | None = None
@@ -41,7 +41,7 @@ class Samples:
 
     @property
     def spent(self) -> float:
-        """Seconds the subject has had."""
+        """Seconds the contender has had."""
         return sum(self.seconds.values())
 
 

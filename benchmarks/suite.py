@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.problems import Problem
+from benchmarks.targets import Target
 
 Arguments = dict[str, Any]
 """Of the command line, by name."""
@@ -19,30 +20,33 @@ class Spec:
 
     table: str
     problem: Problem
-    subjects: tuple[str, ...]
+    contenders: tuple[str, ...]
     regime: str = "default"
     """A key of ``REGIMES``."""
-    roof: str | None = "copy"
-    """One of the subjects; see ``Case``."""
+    roofline: str | None = "copy"
+    """One of the contenders; see ``Case``."""
     floor: float | None = 1.0
     """See ``Case``."""
     backend: str = "auto"
-    """The library's, of subjects that name none."""
+    """The library's, of contenders that name none."""
     ours: str = "ours"
-    """The subject that the others' times are divided by; see ``Case``."""
-    host: bool = False
-    """What counts is how long the host takes to queue a step, not the GPU's time."""
+    """The contender that the others' times are divided by; see ``Case``."""
+    clock: Literal["device", "host", "own"] = "device"
+    """Whose time counts: the device's, the host's until it has queued a step, or what the step says
+    that it took."""
+    rounds: int | None = None
+    """So many, whatever the budget of the run."""
     measured: Literal["time", "memory"] = "time"
 
     def narrowed(self, asked: Collection[str]) -> Spec:
-        """With what was asked for alone, and what that is measured by: the roof and ours.
+        """With what was asked for alone, and what that is measured by: the roofline and ours.
 
-        Without any subject if none was asked for that it has.
+        Without any contender if none was asked for that it has.
         """
-        if not set(asked) & set(self.subjects):
-            return replace(self, subjects=())
-        kept = {*asked, self.roof, self.ours}
-        return replace(self, subjects=tuple(name for name in self.subjects if name in kept))
+        if not set(asked) & set(self.contenders):
+            return replace(self, contenders=())
+        kept = {*asked, self.roofline, self.ours}
+        return replace(self, contenders=tuple(name for name in self.contenders if name in kept))
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Suite:
     """Defaults of the arguments by device, and what is else when the run shall be quick."""
     notes: str = ""
     """What a reader of the tables has to know beside what holds for every suite."""
+    targets: tuple[Target, ...] = ()
+    """What its measurements have to meet."""
 
     def defaults(self, device: str, quick: bool) -> Arguments:
         """Of the arguments; a device that does not exist gets the CPU's."""
@@ -76,14 +82,14 @@ class Suite:
         """What the arguments ask for."""
         asked = [table for name, table in self.tables.items() if name in options.tables]
         specs = [spec for table in asked for spec in table.specs(options)]
-        if options.subjects is None:
+        if options.contenders is None:
             return specs
-        return [spec for spec in (s.narrowed(options.subjects) for s in specs) if spec.subjects]
+        return [spec for spec in (s.narrowed(options.contenders) for s in specs) if spec.contenders]
 
-    def subjects(self, device: str) -> list[str]:
+    def contenders(self, device: str) -> list[str]:
         """All that it measures on a device."""
-        options = Namespace(device=device, subjects=None, **self.defaults(device, quick=False))
-        return list(dict.fromkeys(name for s in self.specs(options) for name in s.subjects))
+        options = Namespace(device=device, contenders=None, **self.defaults(device, quick=False))
+        return list(dict.fromkeys(name for s in self.specs(options) for name in s.contenders))
 
     def title_of(self, table: str) -> str:
         """For people; the name itself of a table that is no more."""

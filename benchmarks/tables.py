@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from benchmarks.markdown import number, table
+from benchmarks.plots.select import time_unit
 from benchmarks.problems import PHASES
 from benchmarks.results import FEW_SAMPLES, Case, Measurement, Quantiles, Results
 from benchmarks.suites import SUITES
@@ -14,11 +15,11 @@ CAUGHT_UP = 0.1
 """Share of the samples from which on a time is marked."""
 
 NOTES = """\
-Cells: median milliseconds, or microseconds where the table says so (% of the roof, x ours). \
-Roof: what no implementation can be faster than, a subject of the same rounds; % of it: the \
+Cells: median milliseconds, or microseconds where the table says so (% of the roofline, x ours). \
+Roofline: what no implementation can be faster than, a contender of the same rounds; % of it: the \
 least possible time over the measured one. x ours: over anl_kernels. Ratios are medians over \
 interleaved rounds. sigma: standard deviation of the logits. "does less": plain cross entropy. \
-†: fewer than 5 samples. Subjects that write over their inputs are given a copy, restored \
+†: fewer than 5 samples. Contenders that write over their inputs are given a copy, restored \
 outside the timed steps."""
 ON_CPU = """\
 The release of the gradient is timed, too. Regimes: `default` allocator, as users get it; \
@@ -28,11 +29,11 @@ ON_GPU = """\
 Times are the GPU's, between two events; it is kept busy until the host has queued the step, so \
 that launches are no part of them. Extra memory: peak of PyTorch's allocator beyond the inputs, \
 gradient included. *: in a tenth of the samples or more the GPU had caught up with the host, so \
-that the time may contain waiting; always so for subjects that wait for the GPU themselves."""
+that the time may contain waiting; always so for contenders that wait for the GPU themselves."""
 
 
 def render(results: Results) -> str:
-    """The document: a table for each dtype, regime and so on, a row for each subject."""
+    """The document: a table for each dtype, regime and so on, a row for each contender."""
     notes = [NOTES, ON_CPU if results.device == "cpu" else ON_GPU, SUITES[results.suite].notes]
     parts = [heading(results), " ".join(note for note in notes if note)]
     for group in groups(results):
@@ -87,6 +88,8 @@ def _sigma(case: Case) -> float | None:
 
 def _title(results: Results, case: Case) -> str:
     name = SUITES[results.suite].title_of(case.table)
+    if not case.problem.rows:
+        return name
     sigma = [] if _sigma(case) is None else [f"sigma {case.problem.sigma:g}"]
     regime = [f"{case.regime} allocator"] if results.device == "cpu" else []
     backend = [f"on {case.backend}"] if case.backend != "auto" else []
@@ -102,22 +105,16 @@ def _gpu(gpu: dict) -> str:
 
 
 def _overview(cases: list[Case]) -> str:
-    labels = {m.subject: m.label for case in cases for m in case.measurements}
+    labels = {m.contender: m.label for case in cases for m in case.measurements}
     columns = [_column(case, cases) for case in cases]
-    factor = _factor(cases)
+    factor, unit = time_unit(cases)
     rows = [
         [label, *(_cell(case, case[name], factor) for case in cases)]
         for name, label in labels.items()
     ]
     if any(case.auto and case.problem.device != "cpu" for case in cases):
         rows.insert(0, ['"auto" takes', *(case.auto or "-" for case in cases)])
-    return table(["subject" if factor == 1 else "microseconds", *columns], rows)
-
-
-def _factor(cases: list[Case]) -> float:
-    """From milliseconds to the unit of a table: microseconds where there are few of them."""
-    medians = [m.milliseconds.median for c in cases for m in c.measurements if m.milliseconds]
-    return 1e3 if medians and max(medians) < 1 else 1
+    return table(["contender" if unit == "ms" else "microseconds", *columns], rows)
 
 
 def _column(case: Case, cases: list[Case]) -> str:
@@ -132,9 +129,9 @@ def _column(case: Case, cases: list[Case]) -> str:
 def _cell(case: Case, measurement: Measurement, factor: float) -> str:
     if measurement.milliseconds is None:
         return memory(case, measurement)
-    share, over_ours = case.share_of_roof(measurement), case.over_ours(measurement)
+    share, over_ours = case.share_of_roofline(measurement), case.over_ours(measurement)
     facts = [f"{100 * share:.0f}%"] if share else []
-    if over_ours and measurement.subject != case.ours:
+    if over_ours and measurement.contender != case.ours:
         facts.append(f"{number(over_ours)} x")
     time = number(factor * measurement.milliseconds.median) + _mark(measurement)
     return f"{time} ({', '.join(facts)})" if facts else time
@@ -142,23 +139,22 @@ def _cell(case: Case, measurement: Measurement, factor: float) -> str:
 
 def memory(case: Case, measurement: Measurement) -> str:
     """Extra memory, absolute and over the logits."""
-    over_logits = measurement.ratios.get("logits")
-    if over_logits is None:
+    size = case.mebibytes(measurement)
+    if size is None:
         return "-"
-    mebibytes = over_logits * case.problem.logits_bytes / 2**20
-    return f"{number(mebibytes)} MiB ({over_logits:.2f} x logits)"
+    return f"{number(size)} MiB ({measurement.ratios['logits']:.2f} x logits)"
 
 
 def _details(case: Case) -> str:
     headings = [
-        "subject", "ms", "p10-p90", _unit(case), "% of roof", "x ours", "extra memory", "host (us)",
-        "samples", "first call",
+        "contender", "ms", "p10-p90", _unit(case), "% of roofline", "x ours", "extra memory",
+        "host (us)", "samples", "first call",
     ]  # fmt: skip
     return table(headings, [_row(case, m) for m in case.measurements])
 
 
 def _row(case: Case, measurement: Measurement) -> list[str]:
-    spread, share = measurement.milliseconds, case.share_of_roof(measurement)
+    spread, share = measurement.milliseconds, case.share_of_roofline(measurement)
     first = measurement.first_call_ms
     speed = case.gigabytes_per_second(measurement) or case.teraflops_per_second(measurement)
     over_ours = case.over_ours(measurement)
@@ -177,8 +173,8 @@ def _row(case: Case, measurement: Measurement) -> list[str]:
 
 
 def _unit(case: Case) -> str:
-    """Of the speed: of what the roof is bound by."""
-    return "TFLOP/s" if case.roof == "products" else "GB/s"
+    """Of the speed: of what the roofline is bound by."""
+    return "TFLOP/s" if case.roofline == "products" else "GB/s"
 
 
 def microseconds(spread: Quantiles | None) -> str:
@@ -235,7 +231,7 @@ def _disturbed(results: Results) -> Iterator[str]:
 
 
 def _errors(results: Results) -> Iterator[str]:
-    """A subject that fails alike everywhere is one line."""
+    """A contender that fails alike everywhere is one line."""
     yield from (f"- {failure}" for failure in results.failures)
     failed = [(c, m) for c in results.cases for m in c.measurements if m.error]
     counts = Counter((m.label, m.error) for _, m in failed)

@@ -1,4 +1,4 @@
-"""Times subjects side by side."""
+"""Times contenders side by side."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 
-from benchmarks.bystanders import watch
 from benchmarks.clocks import Clock, HostClock, Reading, Step
+from benchmarks.disturbance import watch
 from benchmarks.results import FEW_SAMPLES, Measurement
 from benchmarks.samples import Samples, quantiles_ms, ratio
 
@@ -19,7 +19,7 @@ Prepare = Callable[[int], Step]
 """Makes the step on one copy of the inputs, untimed."""
 
 MIN_SAMPLES = FEW_SAMPLES
-"""Of the slowest subject."""
+"""Of the slowest contender."""
 MIN_ROUNDS = 10
 OVERDRAFT = 12
 """The two minima are waited for up to this multiple of the budget."""
@@ -34,28 +34,28 @@ class Budget:
 
 
 def interleave(
-    subjects: Mapping[str, Prepare], copies: int, budget: Budget, clock: Clock | None = None
+    contenders: Mapping[str, Prepare], copies: int, budget: Budget, clock: Clock | None = None
 ) -> tuple[dict[str, Samples], float | None]:
-    """Time every subject once a round, in an order drawn anew for each round.
+    """Time every contender once a round, in an order drawn anew for each round.
 
     Returns the samples, and the share of the CPUs' time that others had during the rounds; None if
     that is not known.
 
-    Drawn, not rotated: after a rotation a subject still follows the same neighbour, whose cache
-    and heap it inherits. A subject that has had twice its even share of the time sits out, so
+    Drawn, not rotated: after a rotation a contender still follows the same neighbour, whose cache
+    and heap it inherits. A contender that has had twice its even share of the time sits out, so
     that a slow peer does not take the samples of the fast ones. The first call and the first
     round warm up, or as many rounds as the clock asks for.
     """
     clock = clock or HostClock()
-    samples = {name: _first_call(prepare, clock) for name, prepare in subjects.items()}
+    samples = {name: _first_call(prepare, clock) for name, prepare in contenders.items()}
     draw, turns = random.Random(0), count()
 
     def run_round(number: int) -> None:
-        alive = [name for name in subjects if samples[name].error is None]
+        alive = [name for name in contenders if samples[name].error is None]
         for name in draw.sample(alive, len(alive)):
             copy = next(turns) % copies
             if _may_run(samples[name], [samples[other] for other in alive]):
-                reading = _read(samples[name], clock, clock.time, subjects[name], copy)
+                reading = _read(samples[name], clock, clock.time, contenders[name], copy)
                 if reading:
                     samples[name].take(number, reading)
 
@@ -78,7 +78,7 @@ def interleave(
 def measurements(
     samples: Mapping[str, Samples], labels: Mapping[str, str], baselines: tuple[str, ...]
 ) -> list[Measurement]:
-    """Quantiles of every subject, and its ratios to the baselines."""
+    """Quantiles of every contender, and its ratios to the baselines."""
     return [
         Measurement(name, labels[name], error=taken.error)
         if taken.error or not taken.seconds

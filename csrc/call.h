@@ -39,11 +39,22 @@ struct RowArgs {
   bool past_cache; // CPU: outputs of the logits' shape need not be in the cache afterwards
 };
 
+// Numbers of a row that row_loss may return, with their type (void: the accumulator's) and, if
+// there are several, how many: the last fields of RowOutputs in anl_kernels/interface.py, in order.
+#define ANL_FOR_EACH_ROW_NUMBER(X)                                                                 \
+  X(void, row_losses, )                                                                            \
+  X(void, saved, num_saved + T)                                                                    \
+  X(void, term_losses, T)                                                                          \
+  X(void, lse, )                                                                                   \
+  X(void, p_y, )                                                                                   \
+  X(int64_t, argmax, )
+
 struct RowLossArgs : RowArgs {
   const void* term_weights; // (T,), in the place of the weights in terms, or null
   Rows probs;
-  void *row_losses, *saved, *term_losses, *lse, *p_y;
-  int64_t* argmax;
+#define ANL_POINTER(type, name, columns) type* name;
+  ANL_FOR_EACH_ROW_NUMBER(ANL_POINTER)
+#undef ANL_POINTER
 };
 
 struct RowGradArgs : RowArgs {

@@ -1,6 +1,7 @@
-// What both modules of facts say: the functors, and what compiled them.
+// What both modules of facts say: the functors, the outputs, and what compiled them.
 #pragma once
 
+#include "tensors.h"
 #include "terms.h"
 
 #include <string>
@@ -23,6 +24,13 @@ inline std::vector<std::string> dense_functors() {
   ANL_FOR_EACH_FUNCTOR(ANL_ADD_IF_DENSE)
 #undef ANL_ADD_IF_DENSE
   return names;
+}
+
+// The outputs that a request names, in the order of their bits.
+inline std::vector<std::string> row_outputs() {
+#define ANL_NAME(type, name, columns) #name,
+  return {ANL_FOR_EACH_OUTPUT(ANL_NAME)};
+#undef ANL_NAME
 }
 
 inline std::string compiler() {

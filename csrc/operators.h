@@ -1,33 +1,57 @@
 // The operators that a library of kernels registers, the CPU's and the CUDA kernels' alike;
-// anl_kernels/backends/compiled.py calls them.
+// anl_kernels/rows/ and anl_kernels/backends/compiled.py call them.
 #pragma once
+
+#include "tensors.h"
 
 #include <torch/library.h>
 
+#include <string>
+
 namespace anl {
 
+// A RowRequest of anl_kernels/interface.py, as it follows an operator's tensors: in its schema, and
+// in the function that implements it.
+#define ANL_REQUEST_SCHEMA                                                                         \
+  "str functors, float[] numbers, Tensor? moving, int ignore_index, int outputs, bool reduce, "    \
+  "bool inplace"
+#define ANL_REQUEST_PARAMETERS                                                                     \
+  std::string_view functors, at::ArrayRef<double> numbers, const OptionalTensor &moving,           \
+      int64_t ignore_index, int64_t outputs, bool reduce, bool inplace
+#define ANL_REQUEST Request(functors, numbers, moving, ignore_index, outputs, reduce, inplace)
+
 inline void define_operators(torch::Library& library) {
-  library.def("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? term_weights, "
-              "int[] functors, float[] numbers, int ignore_index, bool reduce, bool write_grad, "
-              "bool inplace, bool write_saved, bool aux, bool probs) -> "
-              "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("row_grad_into(Tensor grad, Tensor logits, Tensor target, Tensor row_scale, "
-              "Tensor saved, int[] functors, float[] numbers, int ignore_index) -> ()");
-  library.def("shard_partials(Tensor logits, Tensor target, int ignore_index, bool aux) -> "
-              "(Tensor, Tensor)");
-  library.def("shard_sums(Tensor logits, Tensor target, Tensor partials, int[] functors, "
-              "float[] numbers, int ignore_index, bool aux) -> Tensor");
-  library.def("shard_finish(Tensor partials, Tensor sums, Tensor target, Tensor? term_weights, "
-              "int[] functors, float[] numbers, int ignore_index, bool write_saved, bool aux) -> "
-              "(Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("softmax(Tensor logits) -> Tensor");
-  library.def("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
-  library.def("column_sums(Tensor logits, Tensor? counted, float low, float high) -> "
-              "(Tensor, Tensor)");
-  library.def("column_grad(Tensor grad, Tensor logits, Tensor? counted, Tensor partials, "
-              "Tensor slopes, Tensor scale, float low, float high, bool accumulate) -> ()");
-  library.def("empty_like_rows(Tensor logits) -> Tensor");
-  library.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
+  const auto define = [&](const std::string& schema) {
+    library.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+    // Functions in Python are differentiable. Without this the dispatcher would call what warns
+    // of a missing derivative, in boxes.
+    library.impl(
+        schema.substr(0, schema.find('(')).c_str(),
+        torch::dispatch(c10::DispatchKey::Autograd, torch::CppFunction::makeFallthrough()));
+  };
+  define("row_loss(Tensor logits, Tensor target, Tensor row_scale, Tensor? "
+         "term_weights, " ANL_REQUEST_SCHEMA ") -> Tensor[]");
+  define("row_loss_(Tensor(a!) logits, Tensor target, Tensor row_scale, Tensor? "
+         "term_weights, " ANL_REQUEST_SCHEMA ") -> Tensor[]");
+  define(
+      "row_grad(Tensor logits, Tensor target, Tensor row_scale, Tensor saved, " ANL_REQUEST_SCHEMA
+      ") -> Tensor");
+  define("row_grad_into(Tensor(a!) grad, Tensor logits, Tensor target, Tensor row_scale, "
+         "Tensor saved, " ANL_REQUEST_SCHEMA ") -> ()");
+  define("shard_partials(Tensor logits, Tensor target, " ANL_REQUEST_SCHEMA
+         ") -> (Tensor, Tensor)");
+  define("shard_sums(Tensor logits, Tensor target, Tensor partials, " ANL_REQUEST_SCHEMA
+         ") -> Tensor");
+  define("shard_finish(Tensor partials, Tensor sums, Tensor target, Tensor? "
+         "term_weights, " ANL_REQUEST_SCHEMA ") -> Tensor[]");
+  define("softmax(Tensor logits) -> Tensor");
+  define("softmax_backward(Tensor upstream, Tensor probs) -> Tensor");
+  define("column_sums(Tensor logits, Tensor? counted, float low, float high) -> "
+         "(Tensor, Tensor)");
+  define("column_grad(Tensor(a!) grad, Tensor logits, Tensor? counted, Tensor lse_parts, "
+         "Tensor slopes, Tensor scale, float low, float high, bool accumulate) -> ()");
+  define("empty_like_rows(Tensor logits) -> Tensor");
+  define("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
 }
 
 } // namespace anl

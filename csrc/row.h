@@ -1,8 +1,10 @@
-// The softmax of a row at its target, from what a sweep over the other classes found. Shared by the
-// CPU and the CUDA kernels.
+// What is computed once for a row, by the CPU and the CUDA kernels alike: its softmax at the
+// target, from what a sweep over the other classes found; its loss and slopes, from those of its
+// terms.
 #pragma once
 
-#include "math_interface.h"
+#include "call.h"
+#include "terms.h"
 
 namespace anl {
 
@@ -32,5 +34,30 @@ template <class V> ANL_FN Softmax<V> normalise(V m_others, V mass, V z_y) {
   log_s = M::select(total == zero, nothing, log_s); // lse, of no classes
   return {m, log_s, M::select(near, -tail, d_y - log_s), e_y / total, mass / total};
 }
+
+// Whether more than zeros in the loss and the gradient is asked of ignored rows.
+inline bool reads_ignored_rows(const RowLossArgs& args) {
+  return args.term_losses || args.lse || args.p_y || args.argmax || args.probs.data;
+}
+
+// The gradient is gy at the target and, at another class, sum_t G_t phi_t'(l) - q p.
+template <class V> struct Slopes {
+  V loss, gy, q;
+};
+
+// What the heads of all terms give together.
+template <class V> struct HeadSums {
+  V loss, by_target, by_lse;
+
+  // slope: the sum of the term's slopes over the others.
+  template <class A> ANL_FN void add(A weight, const Head<V>& head, V slope) {
+    loss += weight * head.loss;
+    by_target += weight * head.c;
+    by_lse += weight * (head.h - head.g * slope);
+  }
+  ANL_FN Slopes<V> slopes(V p_y, V rest) const {
+    return {loss, by_target * rest + by_lse * p_y, by_target - by_lse};
+  }
+};
 
 } // namespace anl

@@ -11,7 +11,9 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/strides.h>
 
+#include <algorithm>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -75,6 +77,12 @@ inline void* data_of(const Tensor& tensor) {
   return tensor.defined() ? tensor.data_ptr() : nullptr;
 }
 
+// What an operator writes to, PyTorch is told: who saved it for backward would be wrong.
+inline void bump_version(const Tensor& tensor) {
+  if (!tensor.is_inference())
+    tensor.unsafeGetTensorImpl()->bump_version();
+}
+
 inline bool one_stride(const Tensor& tensor) {
   int64_t expected = -1; // none yet
   for (int64_t d = tensor.dim() - 1; d >= 2; --d) {
@@ -102,128 +110,175 @@ inline Tensor empty_like_rows(const Tensor& logits, Allocate* allocate) {
                   logits.options());
 }
 
-// A sum of terms as the Python side encodes it: places in the list of functors, and for each term
-// its weight and scalars.
-struct TermList {
-  at::IntArrayRef functors;
-  at::ArrayRef<double> numbers;
-  int num_functors; // that the kernels have
+// The outputs of row_loss, each a bit of a request: RowOutputs in anl_kernels/interface.py.
+#define ANL_FOR_EACH_OUTPUT(X)                                                                     \
+  X(void, loss, ) X(void, grad, ) X(void, probs, ) ANL_FOR_EACH_ROW_NUMBER(X)
+enum class Output : int {
+#define ANL_PLACE(type, name, columns) name,
+  ANL_FOR_EACH_OUTPUT(ANL_PLACE)
+#undef ANL_PLACE
+};
 
-  int64_t size() const { return int64_t(functors.size()); }
+// See RowRequest there.
+struct Request {
+  std::vector<TermSpec> terms;
+  int64_t ignore_index, outputs;
+  bool reduce, inplace;
 
-  std::vector<TermSpec> specs() const {
-    TORCH_CHECK(numbers.size() == functors.size() * (1 + scalars_of_term));
-    std::vector<TermSpec> terms;
-    for (size_t t = 0; t < functors.size(); ++t) {
-      TORCH_CHECK(functors[t] >= 0 && functors[t] < num_functors, "no functor ", functors[t]);
-      const double* n = numbers.data() + t * (1 + scalars_of_term);
-      terms.push_back({int(functors[t]), n[0], {n[1], n[2], n[3]}});
+  Request(std::string_view functors, at::ArrayRef<double> given, const OptionalTensor& moving,
+          int64_t ignore_index, int64_t outputs, bool reduce, bool inplace)
+      : ignore_index(ignore_index), outputs(outputs), reduce(reduce), inplace(inplace) {
+    const auto numbers =
+        moving ? at::ArrayRef<double>(moving->const_data_ptr<double>(), moving->numel()) : given;
+    for (size_t begin = 0; begin <= functors.size();) {
+      const size_t end = std::min(functors.find(',', begin), functors.size());
+      add(functors.substr(begin, end - begin), numbers);
+      begin = end + 1;
     }
-    return terms;
   }
+
+  bool wants(Output output) const { return outputs >> int(output) & 1; }
+  bool overwrites() const { return wants(Output::grad) && inplace; }
+  bool makes_grad() const { return wants(Output::grad) && !inplace; }
+  bool reads_ignored_rows() const {
+    return wants(Output::lse) || wants(Output::argmax) || wants(Output::probs);
+  }
+  int64_t num_terms() const { return int64_t(terms.size()); }
 
   int64_t num_dense() const {
 #define ANL_IS_DENSE(name, F) F<double>::sum == Sum::Dense,
     constexpr bool is_dense[] = {ANL_FOR_EACH_FUNCTOR(ANL_IS_DENSE)};
 #undef ANL_IS_DENSE
-    int64_t count = 0;
-    for (const TermSpec& term : specs())
-      count += is_dense[term.functor];
-    return count;
+    return std::count_if(terms.begin(), terms.end(),
+                         [&](const TermSpec& term) { return is_dense[term.functor]; });
+  }
+
+private:
+  // A term such as NCE:nce.
+  void add(std::string_view term, at::ArrayRef<double> numbers) {
+#define ANL_NAME(name, F) name,
+    static constexpr std::string_view names[] = {ANL_FOR_EACH_FUNCTOR(ANL_NAME)};
+#undef ANL_NAME
+    const std::string_view functor = term.substr(term.find(':') + 1);
+    const auto place = std::find(std::begin(names), std::end(names), functor) - std::begin(names);
+    TORCH_CHECK(place < std::end(names) - std::begin(names), "no functor ", functor);
+    const size_t at = terms.size() * (1 + scalars_of_term);
+    TORCH_CHECK(numbers.size() >= at + 1 + scalars_of_term, "no numbers for ", term);
+    const double* n = numbers.data() + at;
+    terms.push_back({int(place), n[0], {n[1], n[2], n[3]}});
   }
 };
 
 // What every row call is given, as kernels read it: the tensors live as long as their arguments.
 struct RowInputs {
+  const Request& request;
   Tensor logits, labels, scale;
-  std::vector<TermSpec> terms;
 
-  RowInputs(const Tensor& logits, const Tensor& target) // whose results no row scales
-      : logits(readable(logits)), labels(target.contiguous()) {}
-  RowInputs(const Tensor& logits, const Tensor& target, const Tensor& row_scale)
-      : RowInputs(logits, target) {
+  RowInputs(const Tensor& logits, const Tensor& target, const Request& request)
+      : request(request), logits(readable(logits)), labels(target.contiguous()) {}
+  RowInputs(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+            const Request& request)
+      : RowInputs(logits, target, request) {
     scale = row_scale.contiguous();
   }
   RowInputs(const RowInputs&) = delete; // arguments point into it
 
   bool empty() const { return logits.numel() == 0; }
 
-  void fill_in(RowArgs& args, const TermList& list, int64_t ignore_index) {
+  void fill_in(RowArgs& args) {
     const auto acc = accumulator_of(logits);
     TORCH_CHECK(!scale.defined() || scale.scalar_type() == acc, "row_scale must be ", acc);
     TORCH_CHECK(labels.scalar_type() == at::kLong || labels.scalar_type() == at::kInt,
                 "target must be int64 or int32");
     const View view = view_of(logits);
     TORCH_CHECK(labels.numel() == view.shape.rows(), "target must have a label for each row");
-    terms = list.specs();
     args.type = type_of(logits);
     args.shape = view.shape;
     args.logits = view.rows;
     args.target = labels.data_ptr();
     args.target_is_int32 = labels.scalar_type() == at::kInt;
-    args.ignore_index = ignore_index;
+    args.ignore_index = request.ignore_index;
     args.row_scale = data_of(scale);
     args.scale_stride = !scale.defined() || scale.numel() == 1 ? 0 : 1;
-    args.terms = terms.data();
-    args.num_terms = int(terms.size());
+    args.terms = request.terms.data();
+    args.num_terms = int(request.num_terms());
   }
 };
 
-// Which outputs row_loss has beside the losses of rows: RowRequest in
-// anl_kernels/interface.py.
-struct Wanted {
-  bool grad, inplace, saved, aux, probs;
-};
+// Numbers of rows: undefined unless they are wanted.
+struct RowNumbers {
+#define ANL_TENSOR(type, name, columns) Tensor name;
+  ANL_FOR_EACH_ROW_NUMBER(ANL_TENSOR)
+#undef ANL_TENSOR
 
-// RowOutputs there, in that order; undefined, None in Python, where it is not wanted.
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  RowNumbers(int64_t N, const Request& request, const at::TensorOptions& options) {
+    const int64_t T = request.num_terms();
+    (void)T;
+#define ANL_ALLOCATE(type, name, columns)                                                          \
+  if (request.wants(Output::name))                                                                 \
+    name = allocate<type>({N, columns}, options);
+    ANL_FOR_EACH_ROW_NUMBER(ANL_ALLOCATE)
+#undef ANL_ALLOCATE
+  }
 
-// A call of row_loss: its arguments, and all of its outputs but the first, which is a matter of
-// the losses of rows (the second).
-struct RowLossCall : RowInputs {
-  Tensor weights;
-  Outputs outputs;
-  RowLossArgs args = {}; // filled in unless there are no rows
+  void fill_in(RowLossArgs& args) const {
+#define ANL_FILL_IN(type, name, columns) args.name = static_cast<type*>(data_of(name));
+    ANL_FOR_EACH_ROW_NUMBER(ANL_FILL_IN)
+#undef ANL_FILL_IN
+  }
 
-  RowLossCall(const Tensor& given, const Tensor& target, const Tensor& row_scale,
-              const OptionalTensor& term_weights, const TermList& list, int64_t ignore_index,
-              const Wanted& wanted, Allocate* allocate)
-      : RowInputs(given, target, row_scale),
-        weights(term_weights ? term_weights->contiguous() : Tensor()),
-        outputs(outputs_for(given, target.numel(), list.size(), wanted, allocate)) {
-    if (empty())
-      return;
-    fill_in(args, list, ignore_index);
-    args.term_weights = data_of(weights);
-    args.grad = rows_of(wanted.grad && wanted.inplace ? given : std::get<2>(outputs));
-    args.row_losses = data_of(std::get<1>(outputs));
-    args.saved = data_of(std::get<3>(outputs));
-    args.term_losses = data_of(std::get<4>(outputs));
-    args.lse = data_of(std::get<5>(outputs));
-    args.p_y = data_of(std::get<6>(outputs));
-    args.argmax = static_cast<int64_t*>(data_of(std::get<7>(outputs)));
-    args.probs = rows_of(std::get<8>(outputs));
+  void append_to(std::vector<Tensor>& results) const {
+#define ANL_APPEND(type, name, columns)                                                            \
+  if (name.defined())                                                                              \
+    results.push_back(name);
+    ANL_FOR_EACH_ROW_NUMBER(ANL_APPEND)
+#undef ANL_APPEND
   }
 
 private:
-  Outputs outputs_for(const Tensor& given, int64_t N, int64_t T, const Wanted& wanted,
-                      Allocate* allocate) const {
-    const auto options = logits.options();
-    auto rows = [&](bool is_wanted, at::IntArrayRef shape) {
-      return is_wanted ? at::empty(shape, options.dtype(scale.scalar_type())) : Tensor();
-    };
-    auto like_logits = [&](bool is_wanted) {
-      return is_wanted ? empty_like_rows(given, allocate) : Tensor();
-    };
-    return {Tensor(),
-            rows(true, {N}),
-            like_logits(wanted.grad && !wanted.inplace),
-            rows(wanted.saved, {N, num_saved + T}),
-            rows(wanted.aux, {N, T}),
-            rows(wanted.aux, {N}),
-            rows(wanted.aux, {N}),
-            wanted.aux ? at::empty({N}, options.dtype(at::kLong)) : Tensor(),
-            like_logits(wanted.probs)};
+  template <class number>
+  static Tensor allocate(std::initializer_list<int64_t> shape, const at::TensorOptions& options) {
+    return at::empty(shape, std::is_void_v<number> ? options : options.dtype(at::kLong));
+  }
+};
+
+// A call of row_loss: its arguments, and its outputs. The loss is a matter of the losses of rows,
+// for which there is memory always.
+struct RowLossCall : RowInputs {
+  Tensor weights, loss, grad, probs;
+  RowNumbers numbers;
+  Tensor row_losses;
+  RowLossArgs args = {}; // filled in unless there are no rows
+
+  RowLossCall(const Tensor& given, const Tensor& target, const Tensor& row_scale,
+              const OptionalTensor& term_weights, const Request& request, Allocate* allocate)
+      : RowInputs(given, target, row_scale, request),
+        weights(term_weights ? term_weights->contiguous() : Tensor()),
+        numbers(target.numel(), request, scale.options()), row_losses(numbers.row_losses) {
+    if (request.makes_grad())
+      grad = anl::empty_like_rows(given, allocate);
+    if (request.wants(Output::probs))
+      probs = anl::empty_like_rows(given, allocate);
+    if (!row_losses.defined())
+      row_losses = at::empty({target.numel()}, scale.options());
+    if (empty())
+      return;
+    fill_in(args);
+    numbers.fill_in(args);
+    args.row_losses = data_of(row_losses);
+    args.term_weights = data_of(weights);
+    args.grad = rows_of(request.overwrites() ? given : grad);
+    args.probs = rows_of(probs);
+  }
+
+  // In the order of RowOutputs.
+  std::vector<Tensor> results() const {
+    std::vector<Tensor> results;
+    for (const Tensor& tensor : {loss, grad, probs})
+      if (tensor.defined())
+        results.push_back(tensor);
+    numbers.append_to(results);
+    return results;
   }
 };
 
@@ -233,10 +288,9 @@ struct RowGradCall : RowInputs {
   RowGradArgs args = {};
 
   RowGradCall(const Tensor& grad, const Tensor& given, const Tensor& target,
-              const Tensor& row_scale, const Tensor& given_saved, const TermList& list,
-              int64_t ignore_index)
-      : RowInputs(given, target, row_scale), saved(given_saved.contiguous()) {
-    fill_in(args, list, ignore_index);
+              const Tensor& row_scale, const Tensor& given_saved, const Request& request)
+      : RowInputs(given, target, row_scale, request), saved(given_saved.contiguous()) {
+    fill_in(args);
     args.grad = rows_of(grad);
     args.saved = saved.data_ptr();
   }
@@ -247,18 +301,15 @@ struct ShardCall : RowInputs {
   int64_t N;
   ShardArgs args = {}; // filled in unless there are no rows
 
-  ShardCall(const Tensor& given, const Tensor& target, const TermList& list, int64_t ignore_index,
-            bool aux)
-      : RowInputs(given, target), N(target.numel()) {
+  ShardCall(const Tensor& given, const Tensor& target, const Request& request)
+      : RowInputs(given, target, request), N(target.numel()) {
     if (empty())
       return;
-    fill_in(args, list, ignore_index);
-    args.aux = aux;
+    fill_in(args);
+    args.aux = request.reads_ignored_rows();
   }
 
-  Tensor rows(at::IntArrayRef shape) const {
-    return at::empty(shape, logits.options().dtype(accumulator_of(logits)));
-  }
+  at::TensorOptions options() const { return logits.options().dtype(accumulator_of(logits)); }
   // What another call made, as kernels read it.
   Tensor made(const Tensor& given, int64_t columns) const {
     TORCH_CHECK(given.dim() == 2 && given.size(0) == N && given.size(1) == columns &&
@@ -272,11 +323,12 @@ struct ShardCall : RowInputs {
 struct ShardPartialsCall : ShardCall {
   Tensor partials, best;
 
-  ShardPartialsCall(const Tensor& given, const Tensor& target, int64_t ignore_index, bool aux)
-      : ShardCall(given, target, {}, ignore_index, aux), partials(rows({N, num_partials})),
-        best(at::empty({aux ? N : 0}, logits.options().dtype(at::kLong))) {
+  ShardPartialsCall(const Tensor& given, const Tensor& target, const Request& request)
+      : ShardCall(given, target, request), partials(at::empty({N, num_partials}, options())),
+        best(
+            at::empty({request.wants(Output::argmax) ? N : 0}, logits.options().dtype(at::kLong))) {
     args.partials = partials.data_ptr();
-    args.argmax = aux ? best.data_ptr<int64_t>() : nullptr;
+    args.argmax = request.wants(Output::argmax) ? best.data_ptr<int64_t>() : nullptr;
   }
 };
 
@@ -284,40 +336,36 @@ struct ShardSumsCall : ShardCall {
   Tensor partials, sums;
 
   ShardSumsCall(const Tensor& given, const Tensor& target, const Tensor& merged,
-                const TermList& list, int64_t ignore_index, bool aux)
-      : ShardCall(given, target, list, ignore_index, aux), partials(made(merged, num_partials)),
-        sums(rows({N, 2 * list.num_dense()})) {
+                const Request& request)
+      : ShardCall(given, target, request), partials(made(merged, num_partials)),
+        sums(at::empty({N, 2 * request.num_dense()}, options())) {
     args.partials = partials.data_ptr();
     args.sums = sums.data_ptr();
   }
   bool empty() const { return ShardCall::empty() || sums.numel() == 0; }
 };
 
-// Row losses, saved, term losses, lse, p_y.
-using ShardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 // The partials are the rows that are read.
 struct ShardFinishCall : ShardCall {
   Tensor sums, weights;
-  ShardOutputs outputs;
+  RowNumbers numbers;
 
   ShardFinishCall(const Tensor& merged, const Tensor& summed, const Tensor& target,
-                  const OptionalTensor& term_weights, const TermList& list, int64_t ignore_index,
-                  bool write_saved, bool aux)
-      : ShardCall(merged.contiguous(), target, list, ignore_index, aux),
-        sums(made(summed, 2 * list.num_dense())),
+                  const OptionalTensor& term_weights, const Request& request)
+      : ShardCall(merged.contiguous(), target, request),
+        sums(made(summed, 2 * request.num_dense())),
         weights(term_weights ? term_weights->contiguous() : Tensor()),
-        outputs{rows({N}), write_saved ? rows({N, num_saved + list.size()}) : Tensor(),
-                aux ? rows({N, list.size()}) : Tensor(), aux ? rows({N}) : Tensor(),
-                aux ? rows({N}) : Tensor()} {
+        numbers(N, request, options()) {
+    numbers.fill_in(args);
     args.partials = made(logits, num_partials).data_ptr();
     args.sums = sums.data_ptr();
     args.term_weights = data_of(weights);
-    args.row_losses = data_of(std::get<0>(outputs));
-    args.saved = data_of(std::get<1>(outputs));
-    args.term_losses = data_of(std::get<2>(outputs));
-    args.lse = data_of(std::get<3>(outputs));
-    args.p_y = data_of(std::get<4>(outputs));
+  }
+
+  std::vector<Tensor> results() const {
+    std::vector<Tensor> results;
+    numbers.append_to(results);
+    return results;
   }
 };
 

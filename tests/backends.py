@@ -6,8 +6,23 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import why_not
+from anl_kernels.backends import choice
+from anl_kernels.backends.choice import why_not
 from tests.cuda import emulated
+
+
+def forget():
+    """What was found out of this machine, which a test changes."""
+    for name in ("extension", "why_not", "best", "_capability"):
+        getattr(choice, name).cache_clear()
+
+
+def operators_of(function, *args):
+    """The operators of backends that a call runs in this thread, such as "cpu::row_loss"."""
+    with torch.autograd.profiler.profile() as seen:
+        function(*args)
+    names = [event.name for event in seen.function_events]
+    return [n.removeprefix("anl_kernels_") for n in names if n.startswith("anl_kernels_")]
 
 
 @contextmanager

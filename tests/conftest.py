@@ -7,7 +7,7 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from tests.backends import running_on
+from tests.backends import forget, running_on
 from tests.cuda import emulated
 
 
@@ -55,6 +55,15 @@ def cuda_backend():
     """For what concerns the CUDA kernels only."""
     with running_on("cuda"):
         yield "cuda"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A monkeypatch for what backends ask of the machine, which is asked anew in the test."""
+    forget()
+    yield monkeypatch
+    monkeypatch.undo()
+    forget()
 
 
 @pytest.fixture(autouse=True)

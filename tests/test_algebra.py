@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.terms import REGISTRY, Terms, as_terms, decode_terms
+from anl_kernels.terms import REGISTRY, Terms, as_terms
+from anl_kernels.terms.encoding import decode, encode
 from tests.cases import CASES, TERMS, over
 from tests.helpers import loss_and_grad
 
@@ -184,8 +185,15 @@ def test_a_number_is_no_term(number):
 
 
 @over()
-def test_names_and_params_stand_for_the_sum(terms):
-    assert decode_terms(terms.names, terms.params) == terms
+def test_functors_and_numbers_stand_for_the_sum(terms):
+    functors, numbers, moving = encode(terms)
+    assert moving is None
+    assert decode(functors, tuple(numbers)) == terms
+
+
+def test_an_unknown_term_is_refused():
+    with pytest.raises(ValueError, match=r"unknown term 'Nope'.*NCE"):
+        decode("CE:ce,Nope:nope", (1.0,) * 9)
 
 
 @over()
@@ -230,3 +238,12 @@ def test_hyper_parameters_are_run_time_numbers():
 
 def test_every_term_has_at_most_three_scalars():
     assert all(len(term.scalars()) <= 3 for _, term in CASES["all"])
+
+
+def test_a_sum_that_an_earlier_release_pickled():
+    """Its state had the parts alone."""
+    terms = 2.0 * ak.NCE() - 0.5 * ak.NNCE(min_prob=1e-3)
+    old = object.__new__(Terms)
+    old.__setstate__({"parts": terms.parts})
+    assert old == terms
+    assert old.plain

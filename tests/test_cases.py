@@ -1,4 +1,4 @@
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import extension
 from anl_kernels.terms import REGISTRY
 from tests.cases import TERMS
 from tests.formulas import FORMULAS
@@ -18,5 +18,5 @@ def test_every_functor_of_triton_has_a_case():
 
 
 def test_every_functor_of_the_extension_has_a_case():
-    functors = library.load().functor_names()
+    functors = extension("cpu").functor_names()
     assert {term.functor for term in TERMS.values()} == set(functors)

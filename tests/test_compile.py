@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import anl_kernels as ak
 from tests.cases import CASES, over
@@ -92,7 +93,7 @@ def test_every_term(terms, backend, device):
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_dynamic_numbers_of_rows(reduction, marked, backend, device):
-    count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    count = CompileCounterWithBackend("aot_eager")
     loss = torch.compile(
         lambda z, y: ak.robust_loss(z, y, TERMS, reduction=reduction), fullgraph=True, backend=count
     )
@@ -341,7 +342,7 @@ def assert_one_graph(make, num_values, device, compiler="aot_eager"):
     function, call = make()
     if isinstance(function, torch.nn.Module):
         function.to(device)
-    count = torch._dynamo.testing.CompileCounterWithBackend(compiler)
+    count = CompileCounterWithBackend(compiler)
     compiled = torch.compile(function, fullgraph=True, backend=count)
     logits, target = random_rows(4, 7, torch.float32, device)
     for step in range(1, num_values + 1):
@@ -421,3 +422,30 @@ def test_a_bad_number_raises_in_the_middle_of_a_schedule(device):
         loss(logits, target, q)
     with pytest.raises(ValueError, match=r"GCE: q must be.*-0\.1"):
         loss(logits, target, -0.1)
+
+
+COMPILED_TRANSFORMS = {
+    "loss": lambda z, y: ak.robust_loss(z, y, TERMS),
+    "target_b": lambda z, y: ak.robust_loss(z, y, TERMS, target_b=y.flip(0), lam=0.3),
+    "log_prob": lambda z, y: ak.log_prob(z, y).sum(),
+    "several": lambda z, y: ak.log_prob(z, torch.stack([y, y.flip(0)], 1)).sum(),
+    "softmax": lambda z, y: ak.softmax(z)[:, 0].sum(),
+}
+
+
+@pytest.mark.parametrize("loss", COMPILED_TRANSFORMS.values(), ids=list(COMPILED_TRANSFORMS))
+def test_transforms_of_functorch_inside(loss, device):
+    logits, target = random_rows(4, 7, torch.float64, device)
+    gradient = torch.func.grad(loss)
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits, target), gradient(logits, target))
+
+
+def test_vmap_inside_under_autograd(device):
+    logits, target = random_rows(4, 7, torch.float64, device)
+    logits.requires_grad_()
+    losses = torch.func.vmap(lambda z, y: ak.robust_loss(z, y, TERMS))
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
+    (ours,) = torch.autograd.grad(compiled(logits, target).sum(), logits)
+    (wanted,) = torch.autograd.grad(losses(logits, target).sum(), logits)
+    torch.testing.assert_close(ours, wanted)

@@ -273,3 +273,13 @@ def test_tangents_that_come_with_the_upstream_gradient(name, backend, problem):
         ours = forward_ad.unpack_dual(made).tangent
     wanted = torch.autograd.grad(DOORS[name](logits, target), logits, tangent)[0]
     torch.testing.assert_close(ours, wanted)
+
+
+def test_vmap_of_inplace_under_autograd(device):
+    """Logits within vmap are no memory of one's own: the permission is not used."""
+    logits = torch.randn(4, 3, 5, device=device, requires_grad=True)
+    target = torch.randint(5, (4, 3), device=device)
+    losses = vmap(lambda z, y: ak.robust_loss(z * 1.0, y, TERMS, inplace=True))(logits, target)
+    (ours,) = torch.autograd.grad(losses.sum(), logits)
+    wanted = loss_and_grad(logits.flatten(0, 1), target.flatten(), TERMS, reduction="sum")[1]
+    torch.testing.assert_close(ours.flatten(0, 1), wanted / 3)

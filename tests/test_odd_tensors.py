@@ -7,7 +7,7 @@ from torch import nn
 from torch.masked import masked_tensor
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import why_not
+from anl_kernels.backends.choice import why_not
 
 LOGITS, TARGET = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 2])
 HIDDEN, WEIGHT, ONES = torch.randn(6, 4), torch.randn(5, 4), torch.ones(6)
@@ -131,3 +131,17 @@ def test_a_head_without_features_in_a_batch_of_several_dimensions():
     hidden, target = torch.randn(2, 3, 0), TARGET.view(2, 3)
     made = ak.linear_robust_loss(hidden, torch.randn(5, 0), target, ak.MAE(), reduction="none")
     torch.testing.assert_close(made, torch.full((2, 3), 0.8))
+
+
+class Marked(torch.Tensor):
+    """A subclass that keeps its type through operators, as PyTorch has it by default."""
+
+
+def test_a_subclass_keeps_its_type(device):
+    logits = torch.randn(3, 7, device=device, requires_grad=True)
+    target = torch.tensor([0, 3, 6], device=device)
+    loss = ak.robust_loss(logits.as_subclass(Marked), target, ak.NCE())
+    assert type(loss) is Marked
+    loss.backward()
+    wanted = torch.autograd.grad(ak.robust_loss(logits, target, ak.NCE()), logits)
+    torch.testing.assert_close(logits.grad.as_subclass(torch.Tensor), wanted[0])

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import anl_kernels as ak
-from anl_kernels.backends.cpu.library import CACHE_VARIABLE
+from anl_kernels.backends.choice import CACHE_VARIABLE
 from anl_kernels.terms import REGISTRY, Term
 from tests.helpers import loss_and_grad, random_rows
 

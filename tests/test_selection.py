@@ -8,21 +8,24 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends import selection
-from anl_kernels.backends.selection import choose_backend
+from anl_kernels.backends import choice
+from anl_kernels.backends.choice import choose_backend
 from anl_kernels.settings import settings
+from tests.backends import operators_of
 
 GPU = torch.cuda.is_available()
 LOGITS, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
 
 
 @pytest.fixture
-def no_interpreter(monkeypatch):
+def no_interpreter(machine):
     """As on a machine where Triton does not interpret."""
-    monkeypatch.setattr(selection, "interpreting", lambda: False)
-    selection._why_not_triton.cache_clear()
-    yield
-    selection._why_not_triton.cache_clear()
+    machine.setattr(choice, "interpreting", lambda: False)
+
+
+def with_backend(name, **changes):
+    """The table of backends with another answer of one of them."""
+    return choice.BACKENDS | {name: choice.BACKENDS[name]._replace(**changes)}
 
 
 def requested():
@@ -31,7 +34,7 @@ def requested():
 
 def test_auto_is_the_default():
     assert requested() == "auto"
-    assert choose_backend("cpu") == "cpu"
+    assert choose_backend(LOGITS) == "cpu"
 
 
 def test_nesting_restores(triton_backend):
@@ -69,13 +72,11 @@ def test_triton_without_a_gpu_says_why(no_interpreter):
 
 
 @pytest.fixture
-def no_cpu_kernels(monkeypatch):
+def no_cpu_kernels(machine):
     """As after an install without a compiler, in a process that has not warned yet."""
-    monkeypatch.setattr(selection, "_warned", set())
-    real = selection.why_not
+    machine.setattr(choice, "_warned", set())
     reason = "the C++ extension cannot be loaded; build it: pip install ."
-    monkeypatch.setattr(selection, "why_not", lambda name: reason if name == "cpu" else real(name))
-    monkeypatch.setattr("anl_kernels.checks.library.why_not", lambda: reason)
+    machine.setattr(choice, "BACKENDS", with_backend("cpu", why_not=lambda: reason))
 
 
 @pytest.mark.skipif(GPU, reason="needs a machine without a GPU")
@@ -100,12 +101,13 @@ def test_who_knows_is_not_warned():
     torch.compiler.reset()
     loss = torch.compile(ak.robust_loss, fullgraph=True, backend="aot_eager")
     assert loss(LOGITS, TARGET, ak.CE()).isfinite()
-    assert not selection._warned
+    assert not choice._warned
 
 
-def test_triton_never_falls_back(triton_backend, monkeypatch):
+def test_triton_never_falls_back(triton_backend, machine):
     """Asked for by name it runs or raises, whatever the tensors are on."""
-    monkeypatch.setattr(selection, "interpreting", lambda: False)
+    table = with_backend("triton", device_type=lambda: "cuda")
+    machine.setattr(choice, "BACKENDS", table)
     for call in (
         lambda: ak.robust_loss(LOGITS, TARGET, ak.NCE()),
         lambda: ak.softmax(LOGITS),
@@ -121,40 +123,23 @@ def test_auto_does_not_interpret(no_interpreter):
 
 
 @pytest.mark.parametrize("version", ["2.1.0", "3.5.1"])
-def test_an_old_triton_is_refused(version, triton_backend, monkeypatch):
-    monkeypatch.setattr("triton.__version__", version)
-    selection._why_not_triton.cache_clear()
-    try:
-        with pytest.raises(RuntimeError, match=f"{version}.*too old.*3.6"):
-            ak.use_backend("triton").__enter__()
-    finally:
-        selection._why_not_triton.cache_clear()
+def test_an_old_triton_is_refused(version, triton_backend, machine):
+    machine.setattr("triton.__version__", version)
+    with pytest.raises(RuntimeError, match=f"{version}.*too old.*3.6"):
+        ak.use_backend("triton").__enter__()
 
 
-def test_a_missing_triton_is_reported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    selection._why_not_triton.cache_clear()
-    try:
-        with pytest.raises(RuntimeError, match=r"cannot be imported.*pip install"):
-            ak.use_backend("triton").__enter__()
-        assert "pip install" in ak.env_report().backends["triton"]
-    finally:
-        selection._why_not_triton.cache_clear()
+def test_a_missing_triton_is_reported(machine):
+    machine.setitem(sys.modules, "triton", None)
+    with pytest.raises(RuntimeError, match=r"cannot be imported.*pip install"):
+        ak.use_backend("triton").__enter__()
+    assert "pip install" in ak.env_report().backends["triton"]
 
 
-def test_the_backend_that_is_asked_for_runs(backend, device, monkeypatch):
-    calls = []
-    for name in ("triton", "cuda", "cpu"):
-        if selection.why_not(name) is None:
-            module = selection.load_backend(name)
-
-            def run(*args, name=name, run=module.row_loss):
-                calls.append(name)
-                return run(*args)
-
-            monkeypatch.setattr(module, "row_loss", run)
-    ak.robust_loss(LOGITS.to(device), TARGET.to(device), ak.CE())
-    assert calls == ([] if backend == "reference" else [backend])
+def test_the_backend_that_is_asked_for_runs(backend, device):
+    calls = operators_of(ak.robust_loss, LOGITS.to(device), TARGET.to(device), ak.CE())
+    losses = [name for name in calls if name.endswith("::row_loss")]
+    assert losses == ([] if backend == "reference" else [f"{backend}::row_loss"])
 
 
 def test_backward_keeps_the_backend_of_its_forward(triton_backend, device):
@@ -181,12 +166,11 @@ def test_report():
 
 def test_report_names_the_interpreter(triton_backend):
     state = ak.env_report().backends["triton"]
-    assert ("interpreter" in state) == selection.interpreting()
+    assert ("interpreter" in state) == choice.interpreting()
 
 
 @pytest.mark.skipif(GPU, reason="needs a machine without a GPU")
-def test_report_says_why_not(no_interpreter, monkeypatch):
-    monkeypatch.setattr("anl_kernels.report.interpreting", lambda: False)
+def test_report_says_why_not(no_interpreter):
     assert "no CUDA" in ak.env_report().backends["triton"]
 
 
@@ -201,18 +185,3 @@ def test_command():
     ).stdout
     assert f"anl_kernels {ak.__version__}" in output
     assert "backend reference: available" in output
-
-
-def test_import_loads_no_triton():
-    code = "import sys, anl_kernels; sys.exit('triton' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
-def test_a_loss_on_a_cpu_loads_no_triton():
-    script = (
-        "import sys, torch, anl_kernels as ak\n"
-        "ak.nce(torch.randn(2, 3), torch.tensor([0, 1]))\n"
-        "sys.exit('triton' in sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from anl_kernels.backends import columns
-from anl_kernels.distributed.row import ShardedRow, argmax_of_shards, logsumexp_of_shards
-from anl_kernels.distributed.shards import ClassShards
+from anl_kernels.distributed.class_shards import ClassShards
+from anl_kernels.distributed.sharded_row import ShardedRow, argmax_of_shards, logsumexp_of_shards
 from anl_kernels.interface import (
+    AUX,
     NUM_SAVED,
     RowOutputs,
     RowRequest,
@@ -156,26 +157,30 @@ class ReferenceKernels:
         term_weights: Tensor | None,
         request: RowRequest,
     ) -> RowOutputs:
-        """See ``Backend.row_loss``; ``probs`` are not made."""
+        """See ``Backend.row_loss``."""
         outputs = empty_outputs(logits, target, request)
         z, made = self._run(logits, target, term_weights, request)
         row_losses = made.row_losses.detach().reshape(-1)
-        if request.aux:
-            for name in ("term_losses", "lse", "p_y", "argmax"):
-                value = auxiliary(name, logits, target, made, request.ignore_index, self._shards)
-                columns = value.flatten(1).t() if name == "term_losses" else value.reshape(-1)
-                getattr(outputs, name).copy_(columns)
-        if request.write_grad:
+        for name in filter(request.wants, AUX):
+            value = auxiliary(name, logits, target, made, request.ignore_index, self._shards)
+            columns = value.flatten(1).t() if name == "term_losses" else value.reshape(-1)
+            getattr(outputs, name).copy_(columns)
+        if request.wants("probs"):
+            probs = auxiliary("probs", logits, target, made, request.ignore_index, self._shards)
+            outputs.probs.copy_(probs)
+        if request.wants("grad"):
             grad = logits if request.inplace else outputs.grad
             grad.copy_(_gradient(z, made, row_scale))
-        if request.write_saved:
+        if outputs.saved is not None:
             weights = request.terms.factors if term_weights is None else term_weights.detach()
             outputs.saved[:, :NUM_SAVED] = 0
             outputs.saved[:, NUM_SAVED:] = torch.as_tensor(weights, dtype=outputs.saved.dtype)
-        loss = scaled_loss(row_losses, target, row_scale, request)
-        return outputs._replace(loss=loss, row_losses=row_losses)
+        if request.wants("loss"):
+            loss = scaled_loss(row_losses, target, row_scale, request)
+            outputs = outputs._replace(loss=loss)
+        return outputs._replace(row_losses=row_losses) if request.wants("row_losses") else outputs
 
-    def row_grad(
+    def row_grad_into(
         self,
         grad: Tensor,
         logits: Tensor,
@@ -184,12 +189,21 @@ class ReferenceKernels:
         saved: Tensor,
         request: RowRequest,
     ) -> None:
-        """See ``Backend.row_grad``."""
+        """See ``Backend.row_grad_into``."""
         if not target.numel():
             return
         weights = saved[:, NUM_SAVED:].t().reshape(-1, *target.shape)
         z, made = self._run(logits, target, weights, request)
         grad.copy_(_gradient(z, made, row_scale))
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """See ``Kernels.softmax``."""
+        return softmax(logits, 1 if logits.dim() > 1 else 0)
+
+    def softmax_backward(self, grad: Tensor, probs: Tensor) -> Tensor:
+        """See ``Kernels.softmax_backward``."""
+        dim = 1 if probs.dim() > 1 else 0
+        return torch._softmax_backward_data(grad, probs, dim, probs.dtype)
 
     def _run(
         self, logits: Tensor, target: Tensor, term_weights: Tensor | None, request: RowRequest

@@ -1,4 +1,4 @@
-"""What ranks exchange, by torch.distributed: sums, maxima and gathered rows."""
+"""What ranks exchange, by torch.distributed: sums, and gathered tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+def check_group(group: ProcessGroup) -> ProcessGroup:
+    """Raise TypeError unless ``group`` is a process group that this process belongs to."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup (a loss takes an "
+            f"ak.ClassShards too), got {group!r}; call torch.distributed.init_process_group first, "
+            f"and give a group that this process belongs to"
+        )
+    return group
+
+
+def group_named(name: str) -> ProcessGroup:
+    """The group of a name, which is how an operator is told of it.
+
+    Not to be kept: a group that outlives its destruction takes the process down at its exit.
+    """
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def gather(tensor: Tensor, group: ProcessGroup) -> Tensor:
@@ -31,11 +54,6 @@ def add_up_(tensor: Tensor, group: ProcessGroup) -> Tensor:
         dist.all_reduce(tensor, group=group)
         return tensor
     return tensor.copy_(add_up_(tensor.contiguous(), group))
-
-
-def largest(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """The maximum over the ranks, a constant; NaN if any rank has one."""
-    return gather(tensor, group).amax(0)
 
 
 class SumOfShards(torch.autograd.Function):
@@ -76,19 +94,9 @@ class CopyToShards(torch.autograd.Function):
         return SumOfShards.apply(grad, ctx.group), None
 
 
-class SumOfBatches(torch.autograd.Function):
-    """``apply(tensor, group)``: the sum over ranks, whose losses are different ones.
+def sum_of_batches(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum over ranks whose losses are different ones: each rank's part enters all of them.
 
-    Each rank's part enters the losses of all, so that their gradients add up.
+    So the gradients add up too: it is its own derivative.
     """
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
-        """Add up."""
-        ctx.group = group
-        return add_up_(tensor.clone(memory_format=torch.contiguous_format), group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Add up."""
-        return SumOfBatches.apply(grad, ctx.group), None
+    return SumOfShards.apply(CopyToShards.apply(tensor, group), group)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from anl_kernels.linear.ops import HeadSpec, Specs
+from anl_kernels.linear.operators import Projection, Specs
 
 _NUM_TENSORS = 6
 
@@ -30,24 +30,24 @@ def register_formulas() -> None:
 
 def _linear_loss(*args: Any, out_val: Any = None, **_: Any) -> int:
     specs = Specs.of(args[_NUM_TENSORS:])
-    gradients = _num_gradients(specs.head) if specs.rows.write_grad else 0
-    return _products(1 + gradients, args[0], specs.head)
+    gradients = _num_gradients(specs.projection) if specs.request.wants("grad") else 0
+    return _products(1 + gradients, args[0], specs.projection)
 
 
 def _linear_grad(*args: Any, out_val: Any = None, **_: Any) -> int:
-    head = Specs.of(args[_NUM_TENSORS:]).head
-    return _products(1 + _num_gradients(head), args[0], head)
+    projection = Specs.of(args[_NUM_TENSORS:]).projection
+    return _products(1 + _num_gradients(projection), args[0], projection)
 
 
-def _num_gradients(head: HeadSpec) -> int:
+def _num_gradients(projection: Projection) -> int:
     """How many of the gradients are products: the bias's is a sum."""
-    return head.needs_hidden + head.needs_weight
+    return projection.needs_hidden + projection.needs_weight
 
 
-def _products(count: int, hidden: torch.Tensor, head: HeadSpec) -> int:
+def _products(count: int, hidden: torch.Tensor, projection: Projection) -> int:
     """Of (N, D), (K, D) and (N, K): of all rows, whichever are ignored."""
     num_rows, hidden_size = hidden.shape
-    return 2 * num_rows * hidden_size * head.num_classes * count
+    return 2 * num_rows * hidden_size * projection.num_classes * count
 
 
 _FORMULAS = {

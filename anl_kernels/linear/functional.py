@@ -9,22 +9,13 @@ import torch
 from torch import Tensor
 
 from anl_kernels import checks
-from anl_kernels.arguments import factors_of
-from anl_kernels.distributed.dtensor import is_dtensor
-from anl_kernels.distributed.shards import ClassShards
-from anl_kernels.execution import Aux, over_ranks
-from anl_kernels.linear.arguments import (
-    check_aux,
-    check_chunk_bytes,
-    check_softcap,
-    local_head,
-    skips_ignored,
-    sum_dtype_of,
-)
-from anl_kernels.linear.execution import LinearCall, run
+from anl_kernels.distributed.class_shards import ClassShards
+from anl_kernels.distributed.local_parts import is_dtensor
+from anl_kernels.linear.loss import linear_loss
 from anl_kernels.linear.mixed import run as run_mixed
-from anl_kernels.linear.ops import HeadSpec
-from anl_kernels.mixed.arguments import (
+from anl_kernels.linear.operators import Projection
+from anl_kernels.linear.prepare import local_operands, skips_ignored, sum_dtype_of
+from anl_kernels.mixed.prepare import (
     check_mixed_shards,
     check_plain,
     check_soft_target,
@@ -33,9 +24,16 @@ from anl_kernels.mixed.arguments import (
     is_soft,
     mixed_factors_of,
 )
-from anl_kernels.options import Reduction, check_ignore_index
+from anl_kernels.options import (
+    Reduction,
+    aux_outputs_of_head,
+    check_chunk_bytes,
+    check_ignore_index,
+    check_softcap,
+)
+from anl_kernels.rows.loss import Aux, over_ranks
+from anl_kernels.rows.prepare import row_scale_of, terms_at
 from anl_kernels.terms import Term, Terms
-from anl_kernels.watched import watched_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,70 +108,70 @@ def linear_robust_loss(
     Raises:
         As :func:`robust_loss`, and ValueError where hidden, weight and bias do not fit.
     """
-    aux, ignore_index = check_aux(return_aux), check_ignore_index(ignore_index)
+    aux, ignore_index = aux_outputs_of_head(return_aux), check_ignore_index(ignore_index)
     mixed, soft = is_mixed(target, terms, weight, target_b, lam), is_soft(target)
     shares = target
     if mixed:
         check_plain(hidden=hidden, linear_weight=linear_weight, target=target)
     if soft:
-        check_soft_target(
-            target,
-            _shape_of_logits(hidden, linear_weight),
-            "the logits",
-            ignore_index,
-            target_b,
-            lam,
-        )
+        shape = _shape_of_logits(hidden, linear_weight)
+        check_soft_target(target, shape, "the logits", ignore_index, target_b, lam)
         checks.check_device("target", target, hidden)
         target = target.new_zeros(target.shape[:-1], dtype=torch.int64)
-    head = local_head(hidden, linear_weight, linear_bias, target, process_group, num_classes)
-    labels = watched_labels(head.target, head.num_classes, ignore_index)
-    head = head._replace(target=labels)
-    like = head.hidden.new_empty((0,), dtype=head.dtype)
+    operands = local_operands(
+        hidden, linear_weight, linear_bias, target, process_group, num_classes
+    )
+    like = operands.hidden.new_empty((0,), dtype=operands.dtype)
     keywords: Any = {
         "weight": weight,
         "sample_weight": sample_weight,
         "ignore_index": ignore_index,
         "reduction": reduction,
-        "class_scale": class_scale,
     }
-    options = HeadSpec(
+    projection = Projection(
         softcap=check_softcap(logit_softcap) or 0.0,
         chunk_bytes=check_chunk_bytes(chunk_bytes) or 0,
         skip_ignored=skips_ignored(skip_ignored, like.device.type, aux),
-        dtype=head.dtype,
-        sum_dtype=sum_dtype_of(accum_dtype, head.weight.dtype),
-        num_classes=head.num_here,
+        dtype=operands.dtype,
+        sum_dtype=sum_dtype_of(accum_dtype, operands.weight.dtype),
+        num_classes=operands.num_here,
     )
     if mixed:
-        check_mixed_shards(soft, terms, weight, head.shards)
-        rows = head.target.shape
+        check_mixed_shards(soft, terms, weight, operands.shards)
+        rows = operands.target.shape
         check_two_labels(target_b, lam, rows)
         if target_b is not None:
             checks.check_labels_of(target_b, rows, "hidden", hidden, "target_b")
-            target_b = watched_labels(target_b, head.num_classes, ignore_index, "target_b")
-        labels = shares[..., : head.num_here] if soft else head.target
         mixture = mixed_factors_of(
-            terms, like, labels, rows, head.num_classes, target_b=target_b, lam=lam, **keywords
+            terms,
+            like,
+            shares[..., : operands.num_here] if soft else operands.target,
+            rows,
+            operands.num_classes,
+            class_scale=class_scale,
+            target_b=target_b,
+            lam=lam,
+            **keywords,
         )
-        loss, made = run_mixed(head, options, mixture, reduction != "none", aux)
+        loss, made = run_mixed(operands, projection, mixture, reduction != "none", aux)
         return (loss, made) if return_aux else loss
-    factors = factors_of(terms, like, head.target, head.num_classes, rows=head.rows, **keywords)
-    call = LinearCall(
-        head=head,
-        options=options,
-        row_scale=factors.row_scale,
-        terms=factors.terms,
+    row_scale = row_scale_of(
+        like, operands.target, operands.num_classes, rows=operands.rows, **keywords
+    )
+    loss, made = linear_loss(
+        operands,
+        projection,
+        row_scale,
+        terms_at(terms, operands.num_classes, class_scale, like, operands.rows),
         ignore_index=ignore_index,
         reduce=reduction != "none",
         aux=aux,
     )
-    loss, made = run(call)
     if is_dtensor(hidden) or is_dtensor(linear_weight):
-        loss, made = over_ranks(loss, made, head.rows)
+        loss, made = over_ranks(loss, made, operands.rows)
     return (loss, made) if return_aux else loss
 
 
 def _shape_of_logits(hidden: Tensor, linear_weight: Tensor) -> torch.Size:
-    """What the head would make; the tensors are not yet checked."""
+    """What the projection would make; the tensors are not yet checked."""
     return torch.Size((*hidden.shape[:-1], *linear_weight.shape[:1]))

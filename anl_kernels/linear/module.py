@@ -8,12 +8,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import Unpack
 
-from anl_kernels.distributed.dtensor import is_dtensor
-from anl_kernels.execution import Aux
-from anl_kernels.linear.arguments import OPTION_CHECKS_OF_HEAD
+from anl_kernels.distributed.local_parts import is_dtensor
 from anl_kernels.linear.functional import linear_robust_loss
 from anl_kernels.losses import Criterion
-from anl_kernels.options import LinearOptions
+from anl_kernels.options import OPTION_CHECKS_OF_HEAD, LinearOptions
+from anl_kernels.rows.loss import Aux
 from anl_kernels.terms import Term, Terms
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of the head, a chunk of rows at a time. No losses."""
+"""Matrix products of the projection, a chunk of rows at a time. No losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anl_kernels.linear.chunks import Chunk
 _BLOCK_BYTES = 8 << 20  # of a product that is rounded before it is added: small beside a chunk
 
 
-class Head:
+class Projector:
     """``softcap * tanh((hidden @ weight.T + bias) / softcap)`` and its derivative, over chunks.
 
     Args:

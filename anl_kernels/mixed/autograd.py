@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from anl_kernels.backends.selection import load_backend
+from anl_kernels.backends.choice import load_backend
 from anl_kernels.interface import Backend, accumulator_dtype
 from anl_kernels.mixed.mixture import Mixture, mixture_losses
 from anl_kernels.mixed.sweep import sweep

@@ -63,7 +63,7 @@ class _Part(NamedTuple):
 def _by_kernels(backend: Backend, z: Tensor, mixture: Mixture, grad: Tensor | None) -> Tensor:
     terms = mixture.terms if mixture.labels else _CE
     one = z.new_ones((), dtype=accumulator_dtype(z.dtype))
-    request = RowRequest(terms, mixture.ignore_index, reduce=False, write_saved=True)
+    request = RowRequest.of(terms, mixture.ignore_index, "row_losses", "saved", reduce=False)
     rows = mixture.base.shape
     losses = one.new_zeros(rows)
     weights = terms.tensor_weights(like=one)
@@ -96,7 +96,7 @@ def _by_kernels(backend: Backend, z: Tensor, mixture: Mixture, grad: Tensor | No
     at_labels = None
     if len(parts) > 1:
         at_labels = _at_labels(backend, z, parts, softmax, shared, request)
-    backend.row_grad(grad, z, mixture.base, one, saved, request)
+    backend.row_grad_into(grad, z, mixture.base, one, saved, request)
     if at_labels is not None:
         places, values = at_labels
         grad.scatter_(1, places, _as_columns(values, rows).to(grad.dtype))
@@ -170,7 +170,7 @@ def _at_labels(
         made = torch.empty_like(values)
         label = torch.full_like(part.label.reshape(-1), i)
         kept = request._replace(ignore_index=-1)
-        backend.row_grad(made, columns.to(made.dtype), label, part.scale, part.saved, kept)
+        backend.row_grad_into(made, columns.to(made.dtype), label, part.scale, part.saved, kept)
         own = part.scale * part.saved[:, 2]
         made[:, i] = own
         made[:, 1 - i] = torch.where(same, own, made[:, 1 - i])

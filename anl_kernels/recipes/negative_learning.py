@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from anl_kernels import checks
 from anl_kernels.checks import class_dim
-from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.local_parts import is_dtensor
+from anl_kernels.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
-from anl_kernels.log_prob import log_prob
+from anl_kernels.log_probs import log_prob
 from anl_kernels.numbers import as_int, shown
 from anl_kernels.options import check_ignore_index
 from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
-from anl_kernels.watched import watched_labels
+from anl_kernels.rows.labels import label_scale
 
 Stage = Literal["nl", "selnl", "selpl"]
 
@@ -127,8 +128,7 @@ class NegativeLearning(nn.Module):
             ValueError: logits have not ``num_classes`` classes, or index is missing or not wanted.
             TypeError, IndexError: as :func:`anl_kernels.log_prob`, or index is not that.
         """
-        self._check_call(logits, target, index)
-        target = watched_labels(target, self.num_classes, self.ignore_index)
+        one = self._check_call(logits, target, index)
         dim = class_dim(logits)
         counted = ~is_ignored(target, self.ignore_index)
         classes = target.unsqueeze(dim)
@@ -148,7 +148,8 @@ class NegativeLearning(nn.Module):
             negatives = log_probs.narrow(dim, 1, self.num_negatives)
             losses = -_log_complement(negatives, self.floor).sum(dim)
             divisor = kept.sum()
-        return (losses.masked_fill(~kept, 0) * weight).sum() / divisor.masked_fill(divisor == 0, 1)
+        losses = one * losses.masked_fill(~kept, 0) * weight
+        return losses.sum() / divisor.masked_fill(divisor == 0, 1)
 
     def get_extra_state(self) -> Stage:
         """The stage, for ``state_dict``."""
@@ -189,7 +190,8 @@ class NegativeLearning(nn.Module):
             self.seen[index] = seen + counted
         return torch.where(seen == 0, p_y, mean) >= least
 
-    def _check_call(self, logits: Tensor, target: Tensor, index: Tensor | None) -> None:
+    def _check_call(self, logits: Tensor, target: Tensor, index: Tensor | None) -> Tensor:
+        """Check the arguments; the factor of 1 that keeps the check of labels in compiled code."""
         checks.check_floating_logits(logits)
         for name, tensor in (("logits", logits), ("target", target)):
             if is_dtensor(tensor):
@@ -204,7 +206,8 @@ class NegativeLearning(nn.Module):
                 f"logits must have num_classes = {self.num_classes} classes, got {here} in shape "
                 f"{tuple(logits.shape)}"
             )
-        checks.check_labels_in_range(target, self.num_classes, self.ignore_index)
+        acc = accumulator_dtype(logits.dtype)
+        one = label_scale(target, self.num_classes, self.ignore_index, acc)
         if (index is None) != (self.remembered is None):
             raise ValueError(
                 "index must be given to the call if, and only if, num_samples was given: it is the "
@@ -212,6 +215,7 @@ class NegativeLearning(nn.Module):
             )
         if index is not None and self.remembered is not None:
             check_index(index, target, len(self.remembered), self.remembered)
+        return one
 
 
 def _log_complement(log_p: Tensor, floor: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels.checks import check_dense, check_device
-from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.local_parts import is_dtensor
 from anl_kernels.numbers import as_int, as_number, shown
 from anl_kernels.tracing import transforming
 

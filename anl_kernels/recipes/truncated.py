@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from anl_kernels.arguments import row_scale_of
-from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.local_parts import is_dtensor
 from anl_kernels.functional import robust_loss
 from anl_kernels.labels import is_ignored
-from anl_kernels.log_prob import log_prob
+from anl_kernels.log_probs import log_prob
 from anl_kernels.losses import Criterion
 from anl_kernels.options import LossOptions
 from anl_kernels.recipes.samples import check_index, check_num_samples, check_share
+from anl_kernels.rows.prepare import row_scale_of
 from anl_kernels.terms import GCE
 
 
@@ -86,7 +86,15 @@ class TruncatedGCE(Criterion):
         )
         reduction = self.options.get("reduction", "mean")
         ignore_index = self.options.get("ignore_index", -100)
-        scale = row_scale_of(logits, target, self.weight, kept, ignore_index, reduction)
+        scale = row_scale_of(
+            logits,
+            target,
+            None,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            weight=self.weight,
+            sample_weight=kept,
+        )
         assert isinstance(loss, Tensor)  # aux was refused
         return loss - self.loss_at_k * (scale if reduction == "none" else scale.sum())
 

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from anl_kernels import checks
-from anl_kernels.backends.selection import REFERENCE, choose_backend
-from anl_kernels.distributed.dtensor import AmongDTensors, is_dtensor, local_part, of_rows
-from anl_kernels.distributed.shards import check_group
-from anl_kernels.execution import Aux
+from anl_kernels.backends.choice import REFERENCE, choose_backend
+from anl_kernels.distributed.collectives import check_group
+from anl_kernels.distributed.local_parts import AmongDTensors, is_dtensor, of_rows, whole_rows
 from anl_kernels.labels import is_ignored
 from anl_kernels.losses import RobustLoss
 from anl_kernels.numbers import as_number, shown
-from anl_kernels.regularisers.entropy_autograd import EntropyFunction
-from anl_kernels.regularisers.entropy_formula import definition
-from anl_kernels.regularisers.entropy_ops import EntropySpec
+from anl_kernels.regularisers.entropy_operators import EntropyFunction, EntropySpec, definition
+from anl_kernels.rows.loss import Aux
 from anl_kernels.tracing import forward_mode, recorded_for_others, transforming
 
 if TYPE_CHECKING:
@@ -68,7 +66,13 @@ def entropy_regulariser(
     if is_dtensor(logits):
         return _of_dtensor(logits, counted, min_prob, process_group)
     min_prob = _check(logits, counted, min_prob, process_group)
-    return _regulariser(logits, counted, min_prob, process_group)
+    recorded = forward_mode() or recorded_for_others()
+    if recorded or torch._C._are_functorch_transforms_active():
+        return definition(logits, counted, min_prob, process_group)
+    spec = _spec(logits, min_prob, process_group)
+    if torch.compiler.is_compiling():
+        return torch.ops.anl_kernels.entropy(logits, counted, *spec)[0]
+    return EntropyFunction.apply(logits, counted, False, spec)[1]
 
 
 class EntropyRegularisedLoss(nn.Module):
@@ -110,12 +114,11 @@ class EntropyRegularisedLoss(nn.Module):
         factor = as_number(weight)
         if factor is None or not math.isfinite(factor):
             raise ValueError(f"weight must be a finite number, got {shown(weight)}")
-        min_prob = _check_min_prob(min_prob, 1)
         if process_group is not None:
             check_group(process_group)
         self.criterion = criterion
         self.weight = float(factor)
-        self.min_prob = min_prob
+        self.min_prob = _check_min_prob(min_prob, 1)
         self.process_group = process_group
 
     def forward(
@@ -126,18 +129,17 @@ class EntropyRegularisedLoss(nn.Module):
         Shapes and errors are those of :func:`anl_kernels.robust_loss` and
         :func:`entropy_regulariser`.
         """
-        spread = is_dtensor(logits)
-        if not spread:
+        if not is_dtensor(logits):
             _check(logits, None, self.min_prob, self.process_group)
         checks.check_target(target, logits)
         counted = ~is_ignored(target, self.criterion.options.get("ignore_index", -100))
-        arguments = logits, counted, self.min_prob, self.process_group
-        if spread:
-            entropy = _of_dtensor(*arguments)
-        elif _hands_its_gradient_over(self.criterion, logits):
-            logits, entropy = _aliased(*arguments, owned=True)
+        if _hands_its_gradient_over(self.criterion, logits):
+            spec = _spec(logits, self.min_prob, self.process_group)
+            logits, entropy = EntropyFunction.apply(logits, counted, True, spec)
         else:
-            entropy = _regulariser(*arguments)
+            entropy = entropy_regulariser(
+                logits, counted=counted, min_prob=self.min_prob, process_group=self.process_group
+            )
         result = self.criterion(logits, target, sample_weight)
         loss, *aux = result if isinstance(result, tuple) else (result,)
         total = loss + self.weight * entropy
@@ -152,14 +154,7 @@ class EntropyRegularisedLoss(nn.Module):
 def _of_dtensor(
     logits: Tensor, counted: Tensor | None, min_prob: float, group: ProcessGroup | None
 ) -> Tensor:
-    here, shards, rows = local_part("logits", logits, checks.class_dim(logits), group)
-    if shards is not None:
-        raise ValueError(
-            f"logits must have all classes on every rank, got a DTensor with placements "
-            f"{logits.placements}; call logits.redistribute first"  # type: ignore[attr-defined]
-        )
-    if counted is not None:
-        counted = of_rows("counted", counted, rows)
+    here, rows = whole_rows("logits", logits, checks.class_dim(logits), group)
     groups = [] if rows is None else rows.groups
     if len(groups) > 1:
         raise ValueError(
@@ -167,8 +162,8 @@ def _of_dtensor(
             f"placements {logits.placements}; call logits.redistribute first"  # type: ignore[attr-defined]
         )
     group = groups[0] if groups else None
-    min_prob = _check(here, counted, min_prob, group)
-    value = _regulariser(here, counted, min_prob, group)
+    counted = None if counted is None else of_rows("counted", counted, rows)
+    value = entropy_regulariser(here, counted=counted, min_prob=min_prob, process_group=group)
     if group is not None:
         # The gradient is for ranks with losses of their own, which are then averaged. This is one.
         constant = value.detach()
@@ -176,33 +171,8 @@ def _of_dtensor(
     return AmongDTensors.apply(value)
 
 
-def _regulariser(
-    logits: Tensor, counted: Tensor | None, min_prob: float, group: ProcessGroup | None
-) -> Tensor:
-    if torch._C._are_functorch_transforms_active() or _needs_formula():
-        return definition(logits, counted, min_prob, group)
-    if torch.compiler.is_compiling():
-        return torch.ops.anl_kernels.entropy(logits, counted, *_spec(logits, min_prob, group))[0]
-    return _aliased(logits, counted, min_prob, group, owned=False)[1]
-
-
-def _needs_formula() -> bool:
-    """Whether autograd, or whoever records the call, has to see the formula."""
-    return forward_mode() or recorded_for_others()
-
-
-def _aliased(
-    logits: Tensor,
-    counted: Tensor | None,
-    min_prob: float,
-    group: ProcessGroup | None,
-    owned: bool,
-) -> tuple[Tensor, Tensor]:
-    return EntropyFunction.apply(logits, counted, owned, _spec(logits, min_prob, group))
-
-
 def _spec(logits: Tensor, min_prob: float, group: ProcessGroup | None) -> EntropySpec:
-    backend = choose_backend(logits.device.type, logits=logits, dim=checks.class_dim(logits))
+    backend = choose_backend(logits)
     return EntropySpec(min_prob, backend, "" if group is None else group.group_name)
 
 
@@ -212,12 +182,12 @@ def _hands_its_gradient_over(criterion: RobustLoss, logits: Tensor) -> bool:
     Kernels make it for this one use. What others make of it, autograd on the reference's formulas
     or a subclass, may be shared, expanded, or kept by a hook.
     """
-    if transforming() or not (torch.is_grad_enabled() and logits.requires_grad):
+    wanted = torch.is_grad_enabled() and logits.requires_grad
+    if not wanted or transforming() or is_dtensor(logits):
         return False
     if type(criterion).forward is not RobustLoss.forward or _has_hooks(criterion):
         return False
-    device, dim = logits.device.type, checks.class_dim(logits)
-    return choose_backend(device, criterion.current_terms(), logits, dim) != REFERENCE
+    return choose_backend(logits, criterion.current_terms()) != REFERENCE
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anl_kernels.checks import FLOATING, check_dense
-from anl_kernels.distributed.dtensor import is_dtensor
+from anl_kernels.distributed.local_parts import is_dtensor
 from anl_kernels.interface import accumulator_dtype
 from anl_kernels.numbers import as_number, shown
 from anl_kernels.tracing import forward_mode, recorded_for_others, transforming

@@ -1,6 +1,6 @@
 """The losses: what each term is, and how terms add up. One class per loss."""
 
-from anl_kernels.terms.base import REGISTRY, Term, Terms, as_terms, decode_terms
+from anl_kernels.terms.base import REGISTRY, Term, Terms, as_terms
 from anl_kernels.terms.focal import FL, NFL, NNFL
 from anl_kernels.terms.logarithmic import CE, NCE, NNCE, ZLoss
 from anl_kernels.terms.probability import AEL, AGCE, AMSE, AUL, DFT, GCE, MAE, NGCE, RCE
@@ -26,5 +26,4 @@ __all__ = [
     "Terms",
     "ZLoss",
     "as_terms",
-    "decode_terms",
 ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 Weight = float | Tensor
 _T = TypeVar("_T")
 
+_MOST_DERIVED = 64  # of a sum that meets ever other numbers of classes
 _NUMBERS = ("float", "int", float, int)  # as annotations of fields say them
 _FLAGS = ("bool", bool)
 
@@ -105,7 +105,6 @@ class Term(_Arithmetic):
             raise ValueError(f"a term named {cls.__name__} exists: {known}; choose another name")
         if not cls.__name__.startswith("_"):
             REGISTRY[cls.__name__] = cls
-            decode_terms.cache_clear()  # a notebook's cell defines a term again
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -132,7 +131,7 @@ class Term(_Arithmetic):
 
     def scalars(self) -> tuple[float, ...]:
         """At most three run-time numbers for the functor; by default the fields, in order."""
-        return tuple(float(value) for value in astuple(self))
+        return tuple([float(getattr(self, field.name)) for field in fields(self)])
 
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ValueError if the term has no meaning at this number of classes."""
@@ -151,6 +150,8 @@ class Terms(_Arithmetic):
         tensors: the tensor of each, or None.
     """
 
+    plain: ClassVar[bool]
+    """Whether no weight is a tensor."""
     # Not three tuples: one of floats alone, anywhere below a module, Dynamo takes for a constant.
     parts: tuple[tuple[float, Tensor | None, Term], ...]
 
@@ -163,6 +164,7 @@ class Terms(_Arithmetic):
         for term in terms:
             check_parameters(term)  # a user's own may not have
         object.__setattr__(self, "parts", tuple(zip(factors, tensors, terms, strict=True)))
+        object.__setattr__(self, "plain", all(tensor is None for tensor in tensors))
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -179,20 +181,6 @@ class Terms(_Arithmetic):
         """The tensor in the weight of each term, if it has one."""
         return tuple([part[1] for part in self.parts])
 
-    @property
-    def names(self) -> str:
-        """The classes of the terms, comma-separated; with ``params``, what an operator is given."""
-        return ",".join(type(term).__name__ for term in self.terms)
-
-    @property
-    def params(self) -> tuple[float, ...]:
-        """For each term its factor, then its parameters."""
-        return tuple(
-            number
-            for factor, _, term in self.parts
-            for number in (factor, *(float(getattr(term, field.name)) for field in fields(term)))
-        )
-
     def __iter__(self) -> Iterator[tuple[Weight, Term]]:
         """Iterate over the ``(weight, term)`` pairs."""
         for factor, tensor, term in self.parts:
@@ -207,20 +195,28 @@ class Terms(_Arithmetic):
         text = " + ".join(f"{_show(weight)} * {term!r}" for weight, term in self)
         return text.replace(" + -", " - ")
 
-    def derived(self, compute: Callable[[Terms], _T]) -> _T:
-        """What ``compute`` makes of this sum, kept with it.
+    def derived(self, compute: Callable[..., _T], *args: Any) -> _T:
+        """What ``compute(self, *args)`` is, kept with this sum.
 
         To look a sum up by its hash would cost more than a small kernel. Not for code that Dynamo
         traces.
         """
         kept = self.__dict__.setdefault("_derived", {})
-        if compute not in kept:
-            kept[compute] = compute(self)
-        return kept[compute]
+        key = (compute, args)
+        made = kept.get(key)
+        if made is None:
+            if len(kept) >= _MOST_DERIVED:
+                kept.clear()
+            kept[key] = made = compute(self, *args)
+        return made
 
     def __getstate__(self) -> dict[str, object]:
         # What was derived may hold what belongs to this process.
-        return {name: value for name, value in self.__dict__.items() if name != "_derived"}
+        return {"parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        factors, tensors, terms = zip(*state["parts"], strict=True) if state["parts"] else ((),) * 3
+        self.__init__(terms, factors, tensors)  # type: ignore[misc]
 
     def scaled(self, class_scale: float) -> Terms:
         """The same sum with its normalised terms multiplied by ``class_scale``."""
@@ -251,7 +247,7 @@ class Terms(_Arithmetic):
 
         They take the device and dtype of ``like`` without a host synchronisation.
         """
-        if all(tensor is None for _, tensor, _ in self.parts):
+        if self.plain:
             return None
         one = like.new_ones(())  # times a factor, since a fill would make a constant of a symbol
         return torch.stack(
@@ -278,21 +274,6 @@ def as_terms(terms: Term | Terms) -> Terms:
         f"terms must be a term or a sum of terms such as 5.0 * ak.NCE() + 5.0 * ak.NNCE(), "
         f"got {terms!r} ({type(terms).__name__}); the terms are {known}"
     )
-
-
-@lru_cache(maxsize=256)
-def decode_terms(names: str, params: tuple[float, ...]) -> Terms:
-    """The sum that ``names`` and ``params`` of a :class:`Terms` stand for (float weights)."""
-    terms: list[Term] = []
-    factors: list[float] = []
-    rest = iter(params)
-    for name in names.split(","):
-        if name not in REGISTRY:
-            raise ValueError(f"unknown term {name!r}; the terms are {', '.join(sorted(REGISTRY))}")
-        term = REGISTRY[name]
-        factors.append(next(rest))
-        terms.append(term(*(next(rest) for _ in fields(term))))
-    return Terms(tuple(terms), tuple(factors), (None,) * len(terms))
 
 
 def check_parameters(term: Term) -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one subject in one case, in both runs."""
+    """One figure of one contender in one case, in both runs."""
 
     case: str
-    subject: str
+    contender: str
     label: str
     ours: bool
     what: str
-    """"x copy" (time over the roof's), "ms" or "x logits" (memory)."""
+    """"x copy" (time over the roofline's), "ms" or "x logits" (memory)."""
     before: float
     after: float
     allowance: float
@@ -33,20 +33,13 @@ class Change:
         return self.after - self.before if self.is_memory else self.after / self.before - 1
 
     @property
-    def is_worse(self) -> bool:
-        """Whether it grew by more than noise."""
-        return not self.doubt and self._exceeds(self.before, self.after)
-
-    @property
-    def is_better(self) -> bool:
-        """Whether it shrank by more than noise."""
-        return not self.doubt and self._exceeds(self.after, self.before)
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether it changed by more than noise and is not believed."""
-        moved = self._exceeds(self.before, self.after) or self._exceeds(self.after, self.before)
-        return bool(self.doubt) and moved
+    def verdict(self) -> str:
+        """ "worse", "better", or "doubtful" if one of the two and not believed; else nothing."""
+        if self._exceeds(self.before, self.after):
+            return "doubtful" if self.doubt else "worse"
+        if self._exceeds(self.after, self.before):
+            return "doubtful" if self.doubt else "better"
+        return ""
 
     def _exceeds(self, low: float, high: float) -> bool:
         if self.is_memory:
@@ -56,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Failure:
-    """A subject that can run in one of the two runs only."""
+    """A contender that can run in one of the two runs only."""
 
     case: str
     label: str
@@ -83,23 +76,23 @@ class Comparison:
     @property
     def regressions(self) -> list[Change]:
         """What of ours got worse by more than noise."""
-        return [change for change in self.changes if change.ours and change.is_worse]
+        return [change for change in self.changes if change.ours and change.verdict == "worse"]
 
     @property
     def improvements(self) -> list[Change]:
         """What of ours got better by more than noise."""
-        return [change for change in self.changes if change.ours and change.is_better]
+        return [change for change in self.changes if change.ours and change.verdict == "better"]
 
     @property
     def context(self) -> list[Change]:
         """What changed of others: the machine or the versions, most likely."""
-        moved = [change for change in self.changes if change.is_worse or change.is_better]
-        return [change for change in moved if not change.ours]
+        moved = "worse", "better"
+        return [change for change in self.changes if not change.ours and change.verdict in moved]
 
     @property
     def doubtful(self) -> list[Change]:
         """Changes that are not believed."""
-        return [change for change in self.changes if change.is_doubtful]
+        return [change for change in self.changes if change.verdict == "doubtful"]
 
     @property
     def regressed(self) -> bool:

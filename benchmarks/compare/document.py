@@ -35,7 +35,7 @@ def _verdict(c: Comparison) -> str:
 def _section(title: str, changes: list[Change], doubts: bool = False) -> list[str]:
     if not changes:
         return []
-    headings = ["case", "subject", "figure", "before", "after", "change", "beyond"]
+    headings = ["case", "contender", "figure", "before", "after", "change", "beyond"]
     if doubts:
         headings.append("why not")
     ordered = sorted(changes, key=lambda change: (change.is_memory, -change.size))

@@ -1,4 +1,4 @@
-"""Measures a subject of the benchmarks with pytest-benchmark."""
+"""Measures a contender of the benchmarks with pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from anl_kernels.backends.selection import BACKENDS, CPU, TRITON, interpreting, why_not
+from anl_kernels.backends.choice import BACKENDS, CPU, TRITON, why_not
+from anl_kernels.settings import interpreting
 from benchmarks.clocks import Step
+from benchmarks.contenders import CONTENDERS, on_backend
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.problems import Problem
-from benchmarks.subjects import SUBJECTS, on_backend
 
 SHAPES = "128x10,4096x1000,256x32000"
 DTYPES = "float32", "bfloat16"
@@ -58,12 +59,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, sizes, ids=wanted)
 
 
-@pytest.fixture(params=DTYPES)
-def dtype(request: pytest.FixtureRequest) -> str:
-    """Of the logits."""
-    return request.param
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each one of the library's that runs here."""
@@ -77,35 +72,33 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Measure:
-    """``measure(subject, shape, dtype)``: a step of the subject, its inputs in no cache."""
+    """``measure(contender, shape, dtype)``: a step of the contender, its inputs in no cache."""
 
     def run(
         name: str,
         shape: tuple[int, int],
-        dtype: str,
+        dtype: str = "float32",
         backend: str | None = None,
-        traffic: float | None = 2,
         queue: bool = False,
         hidden: int | None = None,
     ) -> None:
-        """Measure a subject.
+        """Measure a contender.
 
         Args:
-            name: a key of ``SUBJECTS``.
+            name: a key of ``CONTENDERS``.
             shape: rows and classes.
             dtype: of the logits.
             backend: the library's; None for its own choice, and for others.
-            traffic: what has to be moved, in sizes of the logits; None if that says nothing.
             queue: on a GPU, stop the clock when the host has queued the step.
-            hidden: size of the hidden state, of subjects with a head.
+            hidden: size of the hidden state, of contenders with a head.
         """
         device = CPU if backend == CPU else DEVICE
         problem = Problem(*shape, dtype, device=device, hidden=hidden)
         step_on = _steps(name, problem, backend)
-        wait = _synchronize if problem.device != CPU else _nothing
+        wait = torch.cuda.synchronize if device != CPU else _nothing
         ends = _nothing if queue else wait
 
-        def target(step: Step) -> None:
+        def timed(step: Step) -> None:
             step()
             ends()
 
@@ -114,14 +107,10 @@ def measure(benchmark: Any) -> Measure:
             wait()
             return (step,), {}
 
-        benchmark.group = f"{problem.device}: {problem}"
-        benchmark.extra_info |= {"subject": SUBJECTS[name].label, "backend": backend}
-        rounds = _rounds(target, setup) if benchmark.enabled else 1
-        benchmark.pedantic(target, setup=setup, rounds=rounds, warmup_rounds=1)
-        if traffic and benchmark.enabled:
-            moved = traffic * problem.logits_bytes
-            speed = moved / benchmark.stats.stats.median / 1e9
-            benchmark.extra_info |= {"bytes": moved, "GB/s": float(f"{speed:.4g}")}
+        benchmark.group = f"{device}: {problem}"
+        benchmark.extra_info |= {"contender": CONTENDERS[name].label, "backend": backend}
+        rounds = _rounds(timed, setup) if benchmark.enabled else 1
+        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=1)
 
     return run
 
@@ -129,7 +118,7 @@ def measure(benchmark: Any) -> Measure:
 def _steps(name: str, problem: Problem, backend: str | None) -> Iterator[Step]:
     """On one copy of the inputs after the other."""
     inputs = _inputs(problem)
-    prepare = SUBJECTS[name].build(inputs)
+    prepare = CONTENDERS[name].build(inputs)
     if backend:
         prepare = on_backend(backend, prepare)
     return (prepare(i % len(inputs.leaves)) for i in count())
@@ -140,19 +129,15 @@ def _inputs(problem: Problem) -> Inputs:
     return make_inputs(problem)
 
 
-def _rounds(target: Callable[..., None], setup: Callable[[], Any]) -> int:
+def _rounds(timed: Callable[[Step], None], setup: Callable[[], Any]) -> int:
     """As many as fit the time, judged by the second step: the first may compile."""
     for _ in range(2):
         (step,), _ = setup()
         start = perf_counter()
-        target(step)
+        timed(step)
         seconds = perf_counter() - start
     least, most = ROUNDS
     return min(most, max(least, int(SECONDS / seconds)))
-
-
-def _synchronize() -> None:
-    torch.cuda.synchronize()
 
 
 def _nothing() -> None:

@@ -38,14 +38,14 @@ def speedup(results: Results) -> list[Plot]:
 
 
 def times(results: Results, table: str, cases: list[Case]) -> list[Plot]:
-    """The time of each subject in each case."""
+    """The time of each contender in each case."""
     factor, unit = time_unit(cases)
     panels = [(case, time_panel(case, factor, unit)) for case in cases]
     return _pages(results, table, f"{heading(results, table)}: time", panels, unit, TIMES)
 
 
 def sizes(results: Results, table: str, cases: list[Case]) -> list[Plot]:
-    """The peak extra memory of each subject in each case."""
+    """The peak extra memory of each contender in each case."""
     panels = [(case, memory_panel(case)) for case in cases]
     what = table if "memory" in table else f"{table}-memory"
     title = f"{heading(results, table)}: peak extra memory"

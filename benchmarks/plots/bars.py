@@ -1,4 +1,4 @@
-"""Horizontal bars: a panel for each case, a bar for each subject."""
+"""Horizontal bars: a panel for each case, a bar for each contender."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CUT = 12.0
-"""An axis ends at this multiple of the fastest subject's time; longer bars are cut."""
-MIB = 2.0**20
+"""An axis ends at this multiple of the fastest contender's time; longer bars are cut."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One subject's bar."""
+    """One contender's bar."""
 
-    subject: str
+    contender: str
     label: str
     value: float
     text: str
     low: float | None = None
     high: float | None = None
-    is_roof: bool = False
+    is_roofline: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,38 +46,38 @@ class Panel:
 
 def time_panel(case: Case, factor: float, unit: str) -> Panel:
     """Times of a case, in a unit that is so many to the millisecond."""
-    bars = _roof(case, factor, unit)
+    bars = _roofline(case, factor, unit)
     for m in case.measurements:
-        if m.error is None and m.milliseconds and not (bars and m.subject == case.roof):
+        if m.error is None and m.milliseconds and not (bars and m.contender == case.roofline):
             spread = m.milliseconds
             low, middle, high = (factor * ms for ms in (spread.p10, spread.median, spread.p90))
             bars.append(
-                Bar(m.subject, m.label, middle, _time_text(case, m, middle, unit), low, high)
+                Bar(m.contender, m.label, middle, _time_text(case, m, middle, unit), low, high)
             )
-    fastest = min((bar.value for bar in bars if not bar.is_roof), default=0.0)
-    return Panel(_title(case), bars, CUT * fastest)
+    fastest = min((bar.value for bar in bars if not bar.is_roofline), default=0.0)
+    return Panel(case.brief(), bars, CUT * fastest)
 
 
 def memory_panel(case: Case) -> Panel:
     """Peak extra memory of a case, in MiB."""
     bars = []
     for m in case.measurements:
-        if m.error is None and "logits" in m.ratios and m.subject != case.roof:
-            over = m.ratios["logits"]
-            size = max(0.0, over * case.problem.logits_bytes / MIB)
-            bars.append(Bar(m.subject, m.label, size, f"{number(size)} MiB ({number(over)} x)"))
-    return Panel(_title(case), bars)
+        size = case.mebibytes(m)
+        if m.error is None and size is not None and m.contender != case.roofline:
+            text = f"{number(size)} MiB ({number(m.ratios['logits'])} x)"
+            bars.append(Bar(m.contender, m.label, size, text))
+    return Panel(case.brief(), bars)
 
 
 def draw_bars(axes: Axes, panel: Panel, palette: Palette, unit: str) -> None:
-    """The bars from the top down, each with its figure; the roof as a line through all of them."""
+    """The bars from the top down, each with its figure; the roofline as a line through all."""
     limit = _limit(panel)
     for place, bar in enumerate(panel.bars):
-        if bar.is_roof:
+        if bar.is_roofline:
             axes.axvline(bar.value, color=INK, linestyle="--", linewidth=1.2)
             _write(axes, place, bar.value, limit, bar.text)
         else:
-            _draw_bar(axes, place, bar, limit, palette.colour(bar.subject))
+            _draw_bar(axes, place, bar, limit, palette.colour(bar.contender))
     axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars], color=INK)
     axes.set_ylim(len(panel.bars) - 0.45, -0.55)
     axes.grid(visible=False, axis="y")
@@ -110,24 +109,18 @@ def _limit(panel: Panel) -> float:
     return min(longest, panel.limit or longest) or 1.0
 
 
-def _roof(case: Case, factor: float, unit: str) -> list[Bar]:
-    """None where the least time is not known; the roof's subject is a bar like others then."""
-    roof = case[case.roof or ""]
-    if roof.milliseconds is None or case.floor is None:
+def _roofline(case: Case, factor: float, unit: str) -> list[Bar]:
+    """None where the least time is not known; the contender is a bar like others then."""
+    roofline = case[case.roofline or ""]
+    if roofline.milliseconds is None or case.floor is None:
         return []
     times = "" if case.floor == 1 else f"{case.floor:g} x "
-    value = factor * case.floor * roof.milliseconds.median
+    value = factor * case.floor * roofline.milliseconds.median
     text = f"{number(value)} {unit}"
-    return [Bar(roof.subject, f"{times}{roof.label}", value, text, is_roof=True)]
+    return [Bar(roofline.contender, f"{times}{roofline.label}", value, text, is_roofline=True)]
 
 
 def _time_text(case: Case, measurement: Measurement, value: float, unit: str) -> str:
     over = case.over_ours(measurement)
-    factor = f" ({number(over)} x)" if over and measurement.subject != case.ours else ""
+    factor = f" ({number(over)} x)" if over and measurement.contender != case.ours else ""
     return f"{number(value)} {unit}{factor}"
-
-
-def _title(case: Case) -> str:
-    problem = case.problem
-    phase = "" if problem.phase == "both" else f", {problem.phase}"
-    return f"{problem.shape} {problem.dtype}{phase}{' (disturbed)' if case.disturbed else ''}"

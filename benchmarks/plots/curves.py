@@ -23,11 +23,11 @@ Position = Callable[[Problem], int]
 
 @dataclass(frozen=True)
 class Curve:
-    """One subject's line."""
+    """One contender's line."""
 
-    subject: str
+    contender: str
     label: str
-    is_roof: bool
+    is_roofline: bool
     is_ours: bool
     points: list[tuple[int, Spread]]
     disturbed: list[int]
@@ -35,15 +35,15 @@ class Curve:
 
 
 def curves(cases: list[Case], position: Position, value: Value) -> list[Curve]:
-    """A line for each subject that has figures."""
+    """A line for each contender that has figures."""
     found: dict[str, Curve] = {}
     for case in _one_for_each_position(cases, position):
         for m in case.measurements:
             spread = None if m.error else value(case, m)
             if spread:
-                roof, ours = m.subject == case.roof, m.subject == case.ours
-                new = Curve(m.subject, m.label, roof, ours, [], [])
-                curve = found.setdefault(m.subject, new)
+                roofline, ours = m.contender == case.roofline, m.contender == case.ours
+                new = Curve(m.contender, m.label, roofline, ours, [], [])
+                curve = found.setdefault(m.contender, new)
                 if case.disturbed:
                     curve.disturbed.append(len(curve.points))
                 curve.points.append((position(case.problem), spread))
@@ -56,7 +56,7 @@ def draw_curves(axes: Axes, lines: list[Curve], palette: Palette, scale: str) ->
     axes.set_yscale(scale)
     axes.margins(x=0.02)
     for line in lines:
-        colour, marker = palette.colour(line.subject), palette.marker(line.subject)
+        colour, marker = palette.colour(line.contender), palette.marker(line.contender)
         over = 3 if line.is_ours else 2
         xs = [x for x, _ in line.points]
         low, middle, high = zip(*(spread for _, spread in line.points), strict=True)
@@ -64,10 +64,10 @@ def draw_curves(axes: Axes, lines: list[Curve], palette: Palette, scale: str) ->
             xs,
             middle,
             color=colour,
-            marker=None if line.is_roof else marker,
+            marker=None if line.is_roofline else marker,
             markersize=4.5,
             linewidth=2.4 if line.is_ours else 1.5,
-            linestyle="--" if line.is_roof else "-",
+            linestyle="--" if line.is_roofline else "-",
             zorder=over,
         )
         axes.plot(
@@ -101,7 +101,7 @@ def label_curves(axes: Axes, lines: list[Curve], palette: Palette, height: float
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
-            color=palette.colour(line.subject),
+            color=palette.colour(line.contender),
             fontweight="bold" if line.is_ours else "normal",
         )
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from benchmarks.plots.captions import caption, left_out
-from benchmarks.plots.curves import Position, Spread, Value, curves, draw_curves, label_curves
+from benchmarks.plots.curves import Spread, Value, curves, draw_curves, label_curves
 from benchmarks.plots.plan import STEP, WIDTH, Plot
 from benchmarks.plots.select import by_dtype, in_view, is_small, typical, whole_steps, with_memory
 from benchmarks.plots.style import Palette, new_figure
-from benchmarks.problems import Problem
 from benchmarks.results import Case, Measurement, Results
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ LINES = 10
 """In a panel."""
 HEIGHT = 3.3
 """Of a row of panels, in inches; the axes take most of it."""
-KIB, MIB = 2**10, 2**20
+KIB = 2**10
 BANDS = "Medians; bands: 10th to 90th percentile."
 HOLLOW = "Hollow points: others disturbed the case."
-CLASSES, ROWS = "classes", "rows"
+CLASSES = "classes"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Quantity:
 
 
 def throughput(results: Results) -> list[Plot]:
-    """GB/s and share of the roof over the number of classes."""
+    """GB/s and share of the roofline over the number of classes."""
     cases = [c for c in _steps(results, "main") if not is_small(c.problem)]
     quantities = [
         Quantity("GB/s (one read and one write)", _gigabytes),
-        Quantity("% of the roof's speed", _percent, "linear"),
+        Quantity("% of the roofline's speed", _sharp(_percent), "linear"),
     ]
     return _plots(results, "throughput", f"Throughput: {STEP}", cases, quantities, CLASSES)
 
@@ -50,8 +51,8 @@ def throughput(results: Results) -> list[Plot]:
 def memory(results: Results) -> list[Plot]:
     """Peak extra memory over the number of classes."""
     quantities = [
-        Quantity("MiB", _mebibytes, "symlog", is_time=False),
-        Quantity("multiple of the logits' size", _over_logits, "linear", is_time=False),
+        Quantity("MiB", _sharp(Case.mebibytes), "symlog", is_time=False),
+        Quantity("multiple of the logits' size", _sharp(_over_logits), "linear", is_time=False),
     ]
     cases = with_memory(results)
     return _plots(results, "memory", f"Peak extra memory: {STEP}", cases, quantities, CLASSES)
@@ -73,7 +74,7 @@ def _plots(
     along: str,
 ) -> list[Plot]:
     """A plot, if there is more than one point to a line."""
-    if len({_position(along)(case.problem) for case in cases}) < 2:
+    if len({getattr(case.problem, along) for case in cases}) < 2:
         return []
     paint = partial(_figure, results, title, cases, quantities, along)
     return [Plot(f"{results.suite}-{what}.png", title, paint)]
@@ -94,7 +95,7 @@ def _figure(
     for row, quantity in zip(axes, quantities, strict=True):
         for panel, (dtype, group) in zip(row, groups.items(), strict=True):
             panel.sharey(row[0])
-            lines = curves(group, _position(along), quantity.of)
+            lines = curves(group, attrgetter(along), quantity.of)
             draw_curves(panel, lines, palette, quantity.scale)
             if row is axes[0]:
                 panel.set_title(dtype)
@@ -105,18 +106,6 @@ def _figure(
             row[0].set_ylim(bottom=0)  # not before the last panel: it fixes the upper end, too
         label_curves(row[-1], lines, palette, 0.85 * HEIGHT)
     return figure
-
-
-def _position(along: str) -> Position:
-    return _classes if along == CLASSES else _rows
-
-
-def _classes(problem: Problem) -> int:
-    return problem.classes
-
-
-def _rows(problem: Problem) -> int:
-    return problem.rows
 
 
 def _steps(results: Results, table: str) -> list[Case]:
@@ -130,19 +119,13 @@ def _gigabytes(case: Case, measurement: Measurement) -> Spread | None:
     return middle * spread.median / spread.p90, middle, middle * spread.median / spread.p10
 
 
-def _percent(case: Case, measurement: Measurement) -> Spread | None:
-    share = case.share_of_roof(measurement)
-    return None if share is None else _sharp(100 * share)
+def _percent(case: Case, measurement: Measurement) -> float | None:
+    share = case.share_of_roofline(measurement)
+    return share and 100 * share
 
 
-def _over_logits(case: Case, measurement: Measurement) -> Spread | None:
-    over = measurement.ratios.get("logits")
-    return None if over is None else _sharp(over)
-
-
-def _mebibytes(case: Case, measurement: Measurement) -> Spread | None:
-    over = measurement.ratios.get("logits")
-    return None if over is None else _sharp(max(0.0, over * case.problem.logits_bytes / MIB))
+def _over_logits(case: Case, measurement: Measurement) -> float | None:
+    return measurement.ratios.get("logits")
 
 
 def _nanoseconds_per_kib(case: Case, measurement: Measurement) -> Spread | None:
@@ -152,5 +135,11 @@ def _nanoseconds_per_kib(case: Case, measurement: Measurement) -> Spread | None:
     return 1e6 * spread.p10 / kib, 1e6 * spread.median / kib, 1e6 * spread.p90 / kib
 
 
-def _sharp(value: float) -> Spread:
-    return value, value, value
+def _sharp(figure: Callable[[Case, Measurement], float | None]) -> Value:
+    """A figure without a spread."""
+
+    def value(case: Case, measurement: Measurement) -> Spread | None:
+        found = figure(case, measurement)
+        return None if found is None else (found, found, found)
+
+    return value

@@ -40,13 +40,13 @@ def whole_steps(cases: list[Case]) -> list[Case]:
 
 
 def in_view(cases: list[Case], limit: int) -> tuple[list[Case], list[str]]:
-    """The cases with as many subjects as can be read, and the labels of those left out.
+    """The cases with as many contenders as can be read, and the labels of those left out.
 
     Never left out before others: the library itself, and who is faster than it somewhere.
     """
-    labels = {m.subject: m.label for c in cases for m in c.measurements if m.error is None}
+    labels = {m.contender: m.label for c in cases for m in c.measurements if m.error is None}
     ours = {case.ours for case in cases}
-    ahead = {m.subject for case in cases for m in overtaking(case)}
+    ahead = {m.contender for case in cases for m in overtaking(case)}
 
     def rank(name: str) -> tuple[bool, bool, int]:
         place = FIRST.index(name) if name in FIRST else len(FIRST)
@@ -58,8 +58,8 @@ def in_view(cases: list[Case], limit: int) -> tuple[list[Case], list[str]]:
 
 
 def only(case: Case, names: Collection[str]) -> Case:
-    """The case with these subjects alone."""
-    return replace(case, measurements=[m for m in case.measurements if m.subject in names])
+    """The case with these contenders alone."""
+    return replace(case, measurements=[m for m in case.measurements if m.contender in names])
 
 
 def overtaking(case: Case) -> list[Measurement]:
@@ -88,16 +88,16 @@ def is_small(problem: Problem) -> bool:
 
 
 def is_library(measurement: Measurement) -> bool:
-    """Whether the subject is the library, in any of its forms."""
+    """Whether the contender is the library, in any of its forms."""
     return measurement.label.startswith("anl_kernels")
 
 
 def peers(case: Case) -> list[Measurement]:
-    """Other people's subjects that have figures, without the roof."""
+    """Other people's contenders that have figures, without the roofline."""
     return [
         m
         for m in case.measurements
-        if m.error is None and m.subject not in (case.roof, case.ours) and not is_library(m)
+        if m.error is None and m.contender not in (case.roofline, case.ours) and not is_library(m)
     ]
 
 

@@ -19,8 +19,8 @@ GAP = 1.2
 
 
 def compared(cases: list[Case]) -> dict[str, str]:
-    """Labels of the peers that there is a ratio for, by subject."""
-    return {m.subject: m.label for case in cases for m, _ in _with_ratio(case)}
+    """Labels of the peers that there is a ratio for, by contender."""
+    return {m.contender: m.label for case in cases for m, _ in _with_ratio(case)}
 
 
 def draw_speedups(axes: Axes, cases: list[Case], palette: Palette) -> None:
@@ -30,7 +30,7 @@ def draw_speedups(axes: Axes, cases: list[Case], palette: Palette) -> None:
         bars = _with_ratio(case)
         ticks.append(place + (len(bars) - 1) / 2)
         for m, over in bars:
-            axes.barh(place, over - 1, left=1, height=BAR, color=palette.colour(m.subject))
+            axes.barh(place, over - 1, left=1, height=BAR, color=palette.colour(m.contender))
             _write(axes, place, over)
             place += 1
         place += GAP

@@ -59,14 +59,14 @@ COLOURS = {
     "flash_attn": "#a8a06a",
     "compiled_cross_entropy": "#b58a3e",
 }
-"""Blues, greens and violets are the library; the roof is black; peers are muted."""
+"""Blues, greens and violets are the library; the roofline is black; peers are muted."""
 LIBRARY_COLOURS = ("#1f6fb5", "#2a8f9c", "#6d83c9", "#0f4c5c")
 PEER_COLOURS = ("#c9b458", "#a9867d", "#88a08f", "#b59ac0", "#8d8d6a", "#c2a08a")
 MARKERS = "osD^vP<>X*"
 
 
 class Palette:
-    """A colour and a marker for each subject of a run."""
+    """A colour and a marker for each contender of a run."""
 
     def __init__(self, cases: Iterable[Case]) -> None:
         spare = {True: cycle(LIBRARY_COLOURS), False: cycle(PEER_COLOURS)}
@@ -74,23 +74,23 @@ class Palette:
         self._looks: dict[str, tuple[str, str]] = {}
         for case in cases:
             for m in case.measurements:
-                if m.subject not in self._looks:
-                    name = "ours" if m.subject == case.ours else m.subject
+                if m.contender not in self._looks:
+                    name = "ours" if m.contender == case.ours else m.contender
                     colour = _known(name) or next(spare[is_library(m)])
-                    self._looks[m.subject] = colour, next(markers)
+                    self._looks[m.contender] = colour, next(markers)
 
-    def colour(self, subject: str) -> str:
+    def colour(self, contender: str) -> str:
         """Of its lines, bars and labels."""
-        return self._looks[subject][0]
+        return self._looks[contender][0]
 
-    def marker(self, subject: str) -> str:
+    def marker(self, contender: str) -> str:
         """Tells lines apart where colours do not."""
-        return self._looks[subject][1]
+        return self._looks[contender][1]
 
 
-def _known(subject: str) -> str | None:
-    """Of the subject, or of what it is a case of: softmax_liger has Liger's."""
-    names = [name for name in COLOURS if f"_{subject}".endswith(f"_{name}")]
+def _known(contender: str) -> str | None:
+    """Of the contender, or of what it is a case of: softmax_liger has Liger's."""
+    names = [name for name in COLOURS if f"_{contender}".endswith(f"_{name}")]
     return COLOURS[max(names, key=len)] if names else None
 
 

@@ -8,7 +8,6 @@ from benchmarks.markdown import number, table
 from benchmarks.plots.select import by_dtype, overtaking, time_unit
 from benchmarks.results import Case, Measurement
 
-MIB = 2**20
 COLUMNS = 5
 """Of cases in a table."""
 
@@ -22,22 +21,21 @@ def times(cases: list[Case]) -> tuple[str, str]:
             return None
         text = number(factor * measurement.milliseconds.median)
         over = case.over_ours(measurement)
-        return f"{text} ({number(over)} x)" if over and measurement.subject != case.ours else text
+        return f"{text} ({number(over)} x)" if over and measurement.contender != case.ours else text
 
-    return unit, _by_subject(cases, cell)
+    return unit, _by_contender(cases, cell)
 
 
 def memory(cases: list[Case]) -> str:
     """A table of peak extra memory."""
 
     def cell(case: Case, measurement: Measurement) -> str | None:
-        over = measurement.ratios.get("logits")
-        if over is None or measurement.subject == case.roof:
+        size, over = case.mebibytes(measurement), measurement.ratios.get("logits", 0.0)
+        if size is None or measurement.contender == case.roofline:
             return None
-        size = max(0.0, over) * case.problem.logits_bytes / MIB
         return f"{number(size)} MiB ({max(0.0, over):.2f} x)"
 
-    return _by_subject(cases, cell)
+    return _by_contender(cases, cell)
 
 
 def faster(cases: list[Case]) -> list[str]:
@@ -45,7 +43,7 @@ def faster(cases: list[Case]) -> list[str]:
     found: dict[str, list[tuple[float, str]]] = {}
     for case in cases:
         for m in [] if case.disturbed else overtaking(case):
-            found.setdefault(m.label, []).append((case.over_ours(m) or 0.0, _named(case)))
+            found.setdefault(m.label, []).append((case.over_ours(m) or 0.0, case.brief()))
     clauses = [f"{label} {_where(places, len(cases))}" for label, places in found.items()]
     return [f"Faster than anl_kernels: {'; '.join(clauses)}."] if clauses else []
 
@@ -55,11 +53,6 @@ def _where(places: list[tuple[float, str]], of: int) -> str:
         factors = [number(over) for over in (min(places)[0], max(places)[0])]
         return f"in {len(places)} of {of} cases ({factors[0]} x to {factors[1]} x)"
     return "at " + ", ".join(f"{place} ({number(over)} x)" for over, place in places)
-
-
-def _named(case: Case) -> str:
-    phase = "" if case.problem.phase == "both" else f" {case.problem.phase}"
-    return f"{case.problem.shape} {case.problem.dtype}{phase}"
 
 
 def few(cases: list[Case]) -> list[Case]:
@@ -73,22 +66,16 @@ def few(cases: list[Case]) -> list[Case]:
 
 
 def label(cases: list[Case], name: str) -> str:
-    """What a subject of the cases is called."""
-    return next(m.label for case in cases for m in case.measurements if m.subject == name)
+    """What a contender of the cases is called."""
+    return next(m.label for case in cases for m in case.measurements if m.contender == name)
 
 
-def _by_subject(cases: list[Case], cell: Callable[[Case, Measurement], str | None]) -> str:
-    """Subjects downwards, cases across; without subjects that have no figures."""
+def _by_contender(cases: list[Case], cell: Callable[[Case, Measurement], str | None]) -> str:
+    """Contenders downwards, cases across; without contenders that have no figures."""
     dtypes = {case.problem.dtype for case in cases}
-    headings = [
-        case.problem.shape
-        + (f" {case.problem.dtype}" if len(dtypes) > 1 else "")
-        + ("" if case.problem.phase == "both" else f", {case.problem.phase}")
-        + (" (disturbed)" if case.disturbed else "")
-        for case in cases
-    ]
+    headings = [case.brief(dtype=len(dtypes) > 1) for case in cases]
     rows = []
-    for name in dict.fromkeys(m.subject for case in cases for m in case.measurements):
+    for name in dict.fromkeys(m.contender for case in cases for m in case.measurements):
         cells = [cell(case, case[name]) for case in cases]
         if any(cells):
             rows.append([label(cases, name), *(text or "-" for text in cells)])

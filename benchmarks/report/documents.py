@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import bars, tables
-from benchmarks.bounds import BARS
+from benchmarks import tables, targets
 from benchmarks.files import make_writable, write
 from benchmarks.plots import draw, planned, source
 from benchmarks.plots.captions import machine, provenance
@@ -113,7 +112,7 @@ def read(path: Path) -> Results:
 
 
 def folder_document(runs: list[Results]) -> str:
-    """The README of a folder: plots, then tables and bars, of every suite."""
+    """The README of a folder: plots, then tables and targets, of every suite."""
 
     parts = [
         f"# {machine(runs[0])}",
@@ -127,8 +126,8 @@ def folder_document(runs: list[Results]) -> str:
 
 def _of_suite(run: Results) -> list[str]:
     parts = [_demoted(tables.render(run)).rstrip()]
-    if any(bar for bar in BARS if (bar.suite, bar.device) == (run.suite, run.device)):
-        parts += ["### What it has to reach", bars.render(run, BARS).rstrip()]
+    if found := targets.evaluate(run, SUITES[run.suite].targets):
+        parts += ["### Targets", targets.render(found).rstrip()]
     return parts
 
 

@@ -56,10 +56,10 @@ def _rows(results: Results, folder: str) -> list[str]:
 
 def _introduction(results: Results, cases: list[Case]) -> str:
     first = cases[0]
-    roof = first[first.roof or ""]
+    roofline = first[first.roofline or ""]
     facts = ["**Loss and gradient of ANL-CE**: median milliseconds; (n x): over anl_kernels."]
-    if roof.error is None:
-        facts.append(f"Of the roof: the least possible time ({roof.label}) over ours.")
+    if roofline.error is None:
+        facts.append(f"Of the roofline: the least possible time ({roofline.label}) over ours.")
     facts.append(f"Logits of sigma {first.problem.sigma:g}.")
     if other := _other_regime(results, first):
         facts.append(
@@ -73,13 +73,13 @@ def _main(results: Results, cases: list[Case]) -> str:
     shown = [c for c in cases if _is_telling(c, _other_regime(results, c))] or cases
     names = [name for name in PEERS if any(case[name].milliseconds for case in shown)]
     labels = [label(cases, name) for name in names]
-    headings = ["logits", "dtype", label(cases, cases[0].ours), "of the roof", *labels]
+    headings = ["logits", "dtype", label(cases, cases[0].ours), "of the roofline", *labels]
     return table(headings, [_main_row(results, case, names) for case in shown])
 
 
 def _main_row(results: Results, case: Case, names: Iterable[str]) -> list[str]:
     ours, other = case[case.ours], _other_regime(results, case)
-    share = case.share_of_roof(ours)
+    share = case.share_of_roofline(ours)
     return [
         case.problem.shape + (" (disturbed)" if case.disturbed else ""),
         case.problem.dtype,

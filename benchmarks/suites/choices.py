@@ -6,9 +6,9 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from itertools import product
 
+from benchmarks.contenders import CONTENDERS
 from benchmarks.gate import runs
 from benchmarks.jobs import REGIMES
-from benchmarks.subjects import SUBJECTS
 
 Shape = tuple[int, ...]
 
@@ -17,8 +17,8 @@ GPU_BACKENDS = ("triton", "cuda")
 
 
 def chosen(options: Namespace, names: Iterable[str]) -> tuple[str, ...]:
-    """Of these subjects the ones for the device."""
-    return tuple(name for name in names if options.device in SUBJECTS[name].devices)
+    """Of these contenders the ones for the device."""
+    return tuple(name for name in names if options.device in CONTENDERS[name].devices)
 
 
 def regimes(options: Namespace) -> list[str]:

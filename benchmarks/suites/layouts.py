@@ -9,6 +9,7 @@ from math import prod
 from benchmarks.problems import Problem
 from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, regimes
+from benchmarks.targets import Target
 
 Shape = tuple[int, ...]
 
@@ -37,7 +38,7 @@ CPU_QUICK: Arguments = {
     "shapes": [(2, 19, 128, 256)],
     "dtypes": ["float32"],
     "tables": ["main"],
-    "subjects": list(QUICK),
+    "contenders": list(QUICK),
     "regime": "warm",
     "seconds": 0.5,
 }
@@ -65,7 +66,7 @@ def _main(options: Namespace) -> Iterator[Spec]:
 
 def _memory(options: Namespace) -> Iterator[Spec]:
     for problem in _problems(options.memory_shapes, options.dtypes[:1], options):
-        yield Spec("memory", problem, chosen(options, MEMORY), roof=None, measured="memory")
+        yield Spec("memory", problem, chosen(options, MEMORY), roofline=None, measured="memory")
 
 
 def _problems(shapes: list[Shape], dtypes: list[str], options: Namespace) -> Iterator[Problem]:
@@ -78,6 +79,11 @@ def _problems(shapes: list[Shape], dtypes: list[str], options: Namespace) -> Ite
                 )
 
 
+def _target(prefix: str, device: str, regime: str | None) -> Target:
+    title = f"{prefix}CE / ours, in both memory layouts"
+    return Target(title, "cross_entropy", "ours", ">=", 1, regime=regime, device=device)
+
+
 LAYOUTS = Suite(
     "segmentation in both memory layouts",
     "BxCxHxW",
@@ -87,4 +93,5 @@ LAYOUTS = Suite(
     },
     settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
     notes=NOTES,
+    targets=(_target("", "cpu", "warm"), _target("GPU: ", "cuda", None)),
 )

@@ -6,10 +6,11 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.contenders.library import term_instances
 from benchmarks.problems import PHASES, Problem
-from benchmarks.subjects.library import term_instances
 from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import Shape, chosen, each, library_backends, regimes
+from benchmarks.targets import Concerns, Target, from_classes, of_shape
 
 MAIN = (
     "ours", "ours_inplace", "triton", "triton_inplace", "cuda", "cuda_inplace", "ours_compiled",
@@ -22,6 +23,8 @@ APL = ("ours_apl", "copy", "compiled_apl", "careful_apl_eager", "official_apl_ea
 BY_PHASE = ("ours", "copy", "cross_entropy", "compiled", "careful", "official")
 MEMORY = ("ours", "ours_inplace", "cross_entropy", "compiled", "careful", "official")
 SIGMA = 3.0
+ON_SIGMA = ("main", "sigma")
+"""Tables whose figures the same targets hold."""
 
 NOTES = """\
 GB/s count one read and one write of the logits. `inplace=True` writes to lines that it has just \
@@ -50,11 +53,11 @@ CPU_QUICK: Arguments = {
     "memory_shapes": [(1024, 32000)],
     "dtypes": ["float32"],
     "tables": ["main", "memory"],
-    "subjects": list(QUICK),
+    "contenders": list(QUICK),
     "regime": "warm",
     "seconds": 0.5,
 }
-# A GPU may be lent by the minute: the shapes with a bar come first, and the limit leaves out what
+# A GPU may be lent by the minute: shapes with a target come first, and the limit leaves out what
 # would come too late. Compilers take most of the time, for a peer once for each shape and dtype.
 CUDA: Arguments = {
     "shapes": [
@@ -107,34 +110,98 @@ def _phases(options: Namespace) -> Iterator[Spec]:
         floor = {"both": 1.0, "inference": 0.5}.get(phase)
         for dtype in options.dtypes:
             problem = _problem(options.typical_shape, dtype, options, phase=phase)
-            subjects = chosen(options, BY_PHASE)
-            yield Spec("phases", problem, subjects, regimes(options)[-1], floor=floor)
+            contenders = chosen(options, BY_PHASE)
+            yield Spec("phases", problem, contenders, regimes(options)[-1], floor=floor)
 
 
 def _apl(options: Namespace) -> Iterator[Spec]:
     for dtype in options.dtypes:
         problem = _problem(options.typical_shape, dtype, options)
-        subjects, regime = chosen(options, APL), regimes(options)[-1]
-        yield Spec("apl", problem, subjects, regime, ours="ours_apl")
+        contenders, regime = chosen(options, APL), regimes(options)[-1]
+        yield Spec("apl", problem, contenders, regime, ours="ours_apl")
 
 
 def _terms(options: Namespace) -> Iterator[Spec]:
     for backend in library_backends(options.device):
         for dtype in options.dtypes:
             problem = _problem(options.typical_shape, dtype, options)
-            subjects = ("ours", "copy", *term_instances())
-            yield Spec("terms", problem, subjects, regimes(options)[-1], backend=backend)
+            contenders = ("ours", "copy", *term_instances())
+            yield Spec("terms", problem, contenders, regimes(options)[-1], backend=backend)
 
 
 def _memory(options: Namespace) -> Iterator[Spec]:
     for shape in options.memory_shapes:
         problem = _problem(shape, options.dtypes[0], options)
-        yield Spec("memory", problem, chosen(options, MEMORY), roof=None, measured="memory")
+        yield Spec("memory", problem, chosen(options, MEMORY), roofline=None, measured="memory")
 
 
 def _problem(shape: Shape, dtype: str, options: Namespace, **others: Any) -> Problem:
     rows, classes = shape
     return Problem(rows, classes, dtype, **{"sigma": SIGMA, "device": options.device} | others)
+
+
+def _vocabulary(dtype: str | None = None) -> Concerns:
+    """8192 rows of 32k to 256k classes, where the traffic of the logits is all that counts."""
+    shapes = [of_shape(8192, classes, dtype) for classes in (32768, 65536, 131072, 262144)]
+    return lambda case: any(shape(case) for shape in shapes)
+
+
+def _peer(
+    title: str, contender: str, bound: float, concerns: Concerns, regime: str | None = None
+) -> Target:
+    return Target(title, contender, "ours", ">=", bound, ON_SIGMA, regime, concerns)
+
+
+def _gpu(
+    what: str,
+    contender: str,
+    bound: float,
+    concerns: Concerns = lambda case: True,
+    over: str = "ours",
+) -> Target:
+    title = f"GPU: {what}"
+    return Target(title, contender, over, ">=", bound, ON_SIGMA, None, concerns, device="cuda")
+
+
+# The kernel is bounded in two forms. In place, nothing but the kernel is timed, but its writes hit
+# the cache; out of place on a warm heap they go to other memory, as the copy's do.
+_F32, _BF16 = from_classes(32_000, "float32"), from_classes(32_000, "bfloat16")
+_LARGE, _LONG = from_classes(1000), from_classes(32_000)
+_ROWS, _ROWS_BF16, _ROWS_F32 = _vocabulary(), _vocabulary("bfloat16"), _vocabulary("float32")
+_SAME = 0.97  # two runs of one kernel may differ by three per cent
+
+TARGETS = (
+    Target("float32 kernel in place / copy", "ours_inplace", "copy", "<=", 1.4, ON_SIGMA,
+           concerns=_F32),
+    Target("bfloat16 kernel in place / copy", "ours_inplace", "copy", "<=", 2.5, ON_SIGMA,
+           concerns=_BF16),
+    Target("float32 one pass / copy", "ours", "copy", "<=", 1.4, ON_SIGMA, "warm", _F32),
+    Target("bfloat16 one pass / copy", "ours", "copy", "<=", 2.5, ON_SIGMA, "warm", _BF16),
+    _peer("official / ours, K >= 1000", "official", 25, _LARGE, "warm"),
+    _peer("CE / ours, K >= 1000", "cross_entropy", 3, _LARGE, "warm"),
+    _peer("torch.compile / ours, K >= 1000", "compiled", 4, _LARGE, "warm"),
+    _peer("official / ours, K >= 32000", "official", 25, _LONG, "default"),
+    _peer("CE / ours, K >= 32000", "cross_entropy", 2.5, _LONG, "default"),
+    _peer("torch.compile / ours, K >= 32000", "compiled", 3, _LONG, "default"),
+    _peer("CE / ours, 65536 x 10", "cross_entropy", 2.5, of_shape(65536, 10)),
+    # One per cent is for resident pages that are no tensor's.
+    Target("extra memory / logits", "ours", "logits", "<=", 1.01, ("memory",)),
+    Target("extra memory in place / logits", "ours_inplace", "logits", "<=", 0.01, ("memory",)),
+    Target("any term / ANL-CE", None, "ours", "<=", 1.5, ("terms",)),
+    # The copy is the contender, so that the figure is the share of its bandwidth.
+    _gpu("copy / ours, bfloat16", "copy", 0.9, _ROWS_BF16),
+    _gpu("copy / ours, float32", "copy", 0.9, _ROWS_F32),
+    _gpu("F.cross_entropy / ours", "cross_entropy", 1, _ROWS),
+    _gpu("torch.compile of CE / ours", "compiled_cross_entropy", 1, _ROWS),
+    _gpu("Liger CE / ours", "liger", 1, _ROWS),
+    _gpu("QuACK CE / ours", "quack", 1, _ROWS),
+    _gpu("QuACK CE, one pass / ours", "quack_one_pass", 1, _ROWS),
+    _gpu("torch.compile of ANL / ours", "compiled", 2, _ROWS),
+    _gpu("Triton / auto", "triton", _SAME),
+    _gpu("CUDA C++ / auto", "cuda", _SAME),
+    _gpu("Triton / auto, in place", "triton_inplace", _SAME, over="ours_inplace"),
+    _gpu("CUDA C++ / auto, in place", "cuda_inplace", _SAME, over="ours_inplace"),
+)  # fmt: skip
 
 
 ROWS = Suite(
@@ -150,4 +217,5 @@ ROWS = Suite(
     },
     settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
     notes=NOTES,
+    targets=TARGETS,
 )

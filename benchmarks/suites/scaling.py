@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from benchmarks.problems import Problem
 from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import Shape, chosen, each
+from benchmarks.targets import Target, from_classes
 
-SUBJECTS = (
+CONTENDERS = (
     "ours", "ours_inplace", "triton", "cuda", "copy", "cross_entropy", "compiled", "careful",
     "liger", "quack",
 )  # fmt: skip
@@ -32,7 +33,7 @@ CPU: Arguments = {
 CPU_QUICK: Arguments = {
     "shapes": [(2**22 // k, k) for k in (10, 1000, 100_000)],
     "typical_shape": (512, 1000),
-    "subjects": list(QUICK),
+    "contenders": list(QUICK),
     "seconds": 0.2,
 }
 CUDA: Arguments = {
@@ -62,7 +63,7 @@ def _rows(options: Namespace) -> Iterator[Spec]:
 def _specs(table: str, shapes: list[Shape], options: Namespace) -> Iterator[Spec]:
     for regime, (rows, classes), dtype in each(options, shapes):
         problem = Problem(rows, classes, dtype, device=options.device)
-        yield Spec(table, problem, chosen(options, SUBJECTS), regime)
+        yield Spec(table, problem, chosen(options, CONTENDERS), regime)
 
 
 def _up_to(most: int) -> Iterator[int]:
@@ -71,6 +72,13 @@ def _up_to(most: int) -> Iterator[int]:
         yield rows
         rows *= GROWTH
     yield most
+
+
+# The copy's time per byte is the same at any number of classes.
+FLAT = Target(
+    "K >= 1000, as many logits: ours / copy", "ours", "copy", "<=", 2, ("classes",),
+    concerns=from_classes(1000),
+)  # fmt: skip
 
 
 SCALING = Suite(
@@ -82,4 +90,5 @@ SCALING = Suite(
     },
     settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
     notes=NOTES,
+    targets=(FLAT,),
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 
 from benchmarks.problems import Problem
 from benchmarks.suite import Arguments, Spec, Suite, Table
 from benchmarks.suites.choices import chosen, each
 
-SUBJECTS = (
+CONTENDERS = (
     "softmax", "softmax_triton", "softmax_cuda", "copy", "softmax_torch", "softmax_compiled",
     "softmax_liger", "softmax_quack",
 )  # fmt: skip
@@ -27,7 +28,7 @@ CPU_QUICK: Arguments = {
     "shapes": [(512, 32000)],
     "dtypes": ["float32"],
     "regime": "warm",
-    "subjects": list(QUICK),
+    "contenders": list(QUICK),
     "seconds": 0.3,
 }
 CUDA: Arguments = CPU | {
@@ -40,27 +41,19 @@ CUDA: Arguments = CPU | {
 CUDA_QUICK: Arguments = {"shapes": [(8192, 32768)], "dtypes": ["bfloat16"], "limit": 60.0}
 
 
-def _main(options: Namespace) -> Iterator[Spec]:
-    return _specs("main", "both", options)
-
-
-def _inference(options: Namespace) -> Iterator[Spec]:
-    return _specs("inference", "inference", options)
-
-
 def _specs(table: str, phase: str, options: Namespace) -> Iterator[Spec]:
     for regime, (rows, classes), dtype in each(options, options.shapes):
         problem = Problem(rows, classes, dtype, device=options.device, phase=phase)
-        subjects = chosen(options, SUBJECTS)
-        yield Spec(table, problem, subjects, regime, floor=FLOORS[phase], ours="softmax")
+        contenders = chosen(options, CONTENDERS)
+        yield Spec(table, problem, contenders, regime, floor=FLOORS[phase], ours="softmax")
 
 
 SOFTMAX = Suite(
     "softmax and its gradient",
     "NxK",
     tables={
-        "main": Table("Softmax and its gradient", _main),
-        "inference": Table("Softmax alone", _inference),
+        "main": Table("Softmax and its gradient", partial(_specs, "main", "both")),
+        "inference": Table("Softmax alone", partial(_specs, "inference", "inference")),
     },
     settings={"cpu": (CPU, CPU_QUICK), "cuda": (CUDA, CUDA_QUICK)},
 )

@@ -4,8 +4,8 @@
 // on nothing else. Sums over many rows are double, so that roundings do not pile up.
 #pragma once
 
-#include "lanes.h"
-#include "rows.h"
+#include "long_row.h"
+#include "tiles.h"
 
 namespace anl::cpu {
 
@@ -58,7 +58,7 @@ private:
 // Two phases: groups, then columns.
 template <class T> class ColumnSums : public Job {
 public:
-  using A = typename AccumulatorOf<T>::A;
+  using A = Accumulator<T>;
   ColumnSums(const ColumnSumsArgs& args, int64_t units, int64_t elements_of_unit, int threads)
       : args_(args), groups_(args.shape.rows(), units, args.shape.K, threads),
         elements_(elements_of_unit) {}
@@ -89,36 +89,10 @@ private:
 
 // ---- long rows ---------------------------------------------------------------------------------
 
-// Pieces of a row, and room for the e of all of them, or of one if the row is too long to keep it.
-template <class T> class ColumnPieces {
-public:
-  using A = typename AccumulatorOf<T>::A;
-  explicit ColumnPieces(const ColumnArgs& args)
-      : cut(args.shape.K), kept(args.shape.K <= kept_classes), shape_(args.shape) {}
-
-  int64_t e_size() const { return (kept ? cut.count() : 1) * piece_size<A> + block<A>; }
-  A* e_of(A* e, int64_t piece) const { return kept ? e + cut.start(piece) : e; }
-  T* at(const Rows& rows, int64_t n, int64_t piece) const {
-    return row_of<T>(rows, shape_, n) + cut.start(piece) * rows.cls;
-  }
-  const T* in(const Rows& rows, int64_t n, int64_t piece, T* buffer) const {
-    return gathered(at(rows, n, piece), rows.cls, cut.size(piece), buffer);
-  }
-
-  const Cut<A> cut;
-  const bool kept;
-
-private:
-  const Shape shape_;
-};
-
-// sums += the clamped p, p = e * to_p.
+// sums += the clamped p, p = e * to_p, in whole vectors.
 template <class A> void add_probabilities(const A* e, A to_p, A low, A high, int n, A* sums) {
-  int k = 0;
-  for (; k + lanes<A> <= n; k += lanes<A>)
+  for (int k = 0; k < n; k += lanes<A>)
     store(sums + k, load(sums + k) + clamped<A>(load(e + k) * to_p, low, high));
-  for (; k < n; ++k)
-    sums[k] += clamped<A>(fill(e[k] * to_p), low, high)[0];
 }
 
 template <class T> class ColumnSumsRows : public ColumnSums<T> {
@@ -128,53 +102,48 @@ template <class T> class ColumnSumsRows : public ColumnSums<T> {
 public:
   using typename Base::A;
   ColumnSumsRows(const ColumnSumsArgs& args, int threads)
-      : Base(args, args.shape.rows(), args.shape.K, threads), pieces_(args) {}
+      : Base(args, args.shape.rows(), args.shape.K, threads), pieces_(args.shape) {}
 
 private:
   // Rows that are added up in their own type first: double sums for each would cost twice the time.
   static constexpr int rows_of_run = 32;
 
   void add_units(int64_t begin, int64_t end, double* sums) const override {
-    const int64_t K = args_.shape.K, count = pieces_.cut.count();
-    Workspace space(Memory::of_thread(),
-                    Buffers<T>::bytes() + aligned(pieces_.e_size() * sizeof(A)) +
-                        aligned(K * sizeof(A)) + aligned(count * sizeof(Partials<A>)));
+    const int64_t K = args_.shape.K;
+    Workspace& space = Workspace::of_thread();
     Buffers<T> buffers(space);
-    A *const e = space.take<A>(pieces_.e_size()), *const run = space.take<A>(K);
-    Partials<A>* const found = space.take<Partials<A>>(count);
+    A *const kept_e = pieces_.take_e(space), *const run = space.take<A>(K + lanes<A>);
+    Partials<A>* const found = space.take<Partials<A>>(pieces_.count);
     for (int64_t n = begin; n < end;) {
       memset(run, 0, K * sizeof(A));
       for (int i = 0; i < rows_of_run && n < end; ++i, ++n)
-        add_row(n, buffers, e, found, run);
+        add_row(n, buffers, kept_e, found, run);
       for (int64_t k = 0; k < K; ++k)
         sums[k] += run[k];
     }
   }
 
-  void add_row(int64_t n, Buffers<T>& buffers, A* e, Partials<A>* found, A* sums) const {
+  void add_row(int64_t n, Buffers<T>& buffers, A* kept_e, Partials<A>* found, A* sums) const {
     A* const lse_parts = this->lse_parts(n);
     lse_parts[0] = lse_parts[1] = 0;
     if (!counts(args_, n))
       return;
-    const Cut<A>& cut = pieces_.cut;
-    for (int64_t c = 0; c < cut.count(); ++c) {
-      const T* z = pieces_.in(args_.logits, n, c, buffers.z);
-      const T* next = args_.logits.cls == 1 ? z + piece_size<A> : nullptr;
-      found[c] = measure(z, cut.size(c), -1, pieces_.e_of(e, c), next);
-    }
-    const Merged<A> all = merged(found, cut.count());
+    auto e = [&](int64_t piece) { return pieces_.e_of(kept_e, buffers.e, piece); };
+    for (int64_t c = 0; c < pieces_.count; ++c)
+      found[c] = pieces_.measure(args_.logits, n, c, -1, buffers.z, e(c), nullptr);
+    const Merged<A> all = merged(found, pieces_.count);
     lse_parts[0] = all.max;
     lse_parts[1] = Math<V<A>>::log(fill(all.mass))[0];
-    for (int64_t c = 0; c < cut.count(); ++c) {
-      if (!pieces_.kept)
-        exponentials<T>(pieces_.in(args_.logits, n, c, buffers.z), cut.size(c), -1, e, nullptr,
-                        &found[c]);
-      add_probabilities<A>(pieces_.e_of(e, c), exp_of(found[c].max - all.max) / all.mass,
-                           A(args_.low), A(args_.high), cut.size(c), sums + cut.start(c));
+    for (int64_t c = 0; c < pieces_.count; ++c) {
+      if (!kept_e)
+        exponentials<T>(pieces_.in(args_.logits, n, c, buffers.z), pieces_.size(c), -1, e(c),
+                        nullptr, &found[c]);
+      add_probabilities<A>(e(c), exp_of(found[c].max - all.max) / all.mass, A(args_.low),
+                           A(args_.high), pieces_.size(c), sums + pieces_.start(c));
     }
   }
 
-  const ColumnPieces<T> pieces_;
+  const Pieces<T> pieces_;
 };
 
 // The sum of p u. While it computes, it fetches the memory at `next`, which is null or read after
@@ -222,59 +191,52 @@ void column_gradient(const A* p, const A* slopes, const ColumnGradArgs& args, A 
 
 template <class T> class ColumnGradRows : public Job {
 public:
-  using A = typename AccumulatorOf<T>::A;
-  explicit ColumnGradRows(const ColumnGradArgs& args) : args_(args), pieces_(args) {}
+  using A = Accumulator<T>;
+  explicit ColumnGradRows(const ColumnGradArgs& args) : args_(args), pieces_(args.shape) {}
 
   int64_t units(int) const override { return args_.shape.rows(); }
   int64_t elements_of_unit(int) const override { return args_.shape.K; }
 
   void run(int, int64_t begin, int64_t end) override {
-    Workspace space(Memory::of_thread(),
-                    Buffers<T>::bytes() + aligned(pieces_.e_size() * sizeof(A)));
+    Workspace& space = Workspace::of_thread();
     Buffers<T> buffers(space);
-    A* const p = space.take<A>(pieces_.e_size());
+    A* const kept_p = pieces_.take_e(space);
     for (int64_t n = begin; n < end; ++n)
-      write_row(n, buffers, p);
+      if (counts(args_, n))
+        write_row(n, buffers, kept_p);
+      else if (!args_.accumulate)
+        zero_out(row_of<T>(args_.grad, args_.shape, n), args_.grad.cls, args_.shape.K);
     finish_streaming();
   }
 
 private:
-  void write_row(int64_t n, Buffers<T>& buffers, A* p) const {
-    if (!counts(args_, n)) {
-      if (!args_.accumulate)
-        zero_out(row_of<T>(args_.grad, args_.shape, n), args_.grad.cls, args_.shape.K);
-      return;
-    }
-    const Cut<A>& cut = pieces_.cut;
+  void write_row(int64_t n, Buffers<T>& buffers, A* kept_p) const {
     const A scale = *static_cast<const A*>(args_.scale);
     const A* const slopes = static_cast<const A*>(args_.slopes);
+    const bool fetches = args_.accumulate && args_.grad.cls == 1;
+    auto p = [&](int64_t piece) { return pieces_.e_of(kept_p, buffers.e, piece); };
     double dot = 0;
-    for (int64_t c = 0; c < cut.count(); ++c) {
-      find_probabilities(n, c, buffers, p);
-      const T* next =
-          args_.accumulate && args_.grad.cls == 1 ? pieces_.at(args_.grad, n, c) : nullptr;
-      dot += dot_of_slopes<T>(pieces_.e_of(p, c), slopes + cut.start(c), A(args_.low),
-                              A(args_.high), cut.size(c), next);
+    for (int64_t c = 0; c < pieces_.count; ++c) {
+      find_probabilities(n, c, buffers, p(c));
+      dot += dot_of_slopes<T>(p(c), slopes + pieces_.start(c), A(args_.low), A(args_.high),
+                              pieces_.size(c), fetches ? pieces_.at(args_.grad, n, c) : nullptr);
     }
-    for (int64_t c = 0; c < cut.count(); ++c) {
-      if (!pieces_.kept)
-        find_probabilities(n, c, buffers, p);
+    for (int64_t c = 0; c < pieces_.count; ++c) {
+      if (!kept_p)
+        find_probabilities(n, c, buffers, p(c));
       const T* before = args_.accumulate ? pieces_.in(args_.grad, n, c, buffers.z) : nullptr;
-      column_gradient<T>(
-          pieces_.e_of(p, c), slopes + cut.start(c), args_, scale, A(dot), cut.size(c), before,
-          Outlet<T>(pieces_.at(args_.grad, n, c), args_.grad.cls, buffers.out, args_.past_cache));
+      column_gradient<T>(p(c), slopes + pieces_.start(c), args_, scale, A(dot), pieces_.size(c),
+                         before, pieces_.out(args_.grad, n, c, buffers.out, args_.past_cache));
     }
   }
 
   void find_probabilities(int64_t n, int64_t piece, Buffers<T>& buffers, A* p) const {
     const A* s = static_cast<const A*>(args_.lse_parts) + n * num_lse_parts;
-    const T* z = pieces_.in(args_.logits, n, piece, buffers.z);
-    probabilities(Piece<T>{z, nullptr, pieces_.cut.size(piece), -1, s[0], s[1], A(1)},
-                  pieces_.e_of(p, piece));
+    probabilities(pieces_.view(args_.logits, n, piece, -1, s[0], s[1], buffers.z, nullptr), p);
   }
 
   const ColumnGradArgs args_;
-  const ColumnPieces<T> pieces_;
+  const Pieces<T> pieces_;
 };
 
 // ---- tiles -------------------------------------------------------------------------------------
@@ -284,6 +246,15 @@ template <class A>
 void open_counts(const ColumnArgs& args, int64_t first, int count, int P, Int<A>* counted) {
   for (int j = 0; j < P; ++j)
     counted[j] = j < count && counts(args, first + j) ? -1 : 0;
+}
+
+// p of some classes, into e.
+template <class T, class A = Accumulator<T>>
+void find_probabilities(const Tiles<T>& tiles, const Rows& logits, const TilePlace& place,
+                        const TileRows<A>& rows, TileArrays<A>& arrays, int64_t k) {
+  tiles.in(logits, place, k, arrays.spare, arrays.z);
+  const int K = tiles.classes_from(k), P = tiles.tile.P;
+  tile_probabilities<A>({arrays.z, nullptr, K, P, rows.m, rows.log_s, nullptr}, arrays.e);
 }
 
 template <class T> class ColumnSumsTiles : public ColumnSums<T> {
@@ -300,37 +271,35 @@ private:
       : Base(args, tiles.count(), tiles.tile.P * args.shape.K, threads), tiles_(tiles) {}
 
   void add_units(int64_t begin, int64_t end, double* sums) const override {
-    TileMemory<A> memory(tiles_.tile, 0);
+    Workspace& space = Workspace::of_thread();
+    TileRows<A> rows(space, tiles_.tile.P, 0);
+    TileArrays<A> arrays(space, tiles_.tile);
     for (int64_t unit = begin; unit < end; ++unit)
-      add_tile(tiles_.place(unit), memory.rows, memory.arrays, sums);
+      add_tile(tiles_.place(unit), rows, arrays, sums);
   }
 
   void add_tile(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays,
                 double* sums) const {
     const int P = tiles_.tile.P;
-    const int64_t K = args_.shape.K, first = tiles_.first_row(place);
+    const int64_t first = tiles_.first_row(place);
     open_counts<A>(args_, first, place.count, P, rows.counted);
     for (int j = 0; j < P; ++j) {
       rows.m[j] = lowest<A>;
       rows.mass[j] = 0;
     }
-    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
+    tiles_.for_classes([&](int64_t k) {
       tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
       measure_classes(rows, arrays, tiles_.classes_from(k));
-    }
+    });
     for (int j = 0; j < P; j += lanes<A>) {
       store(rows.log_s + j, Math<V<A>>::log(load(rows.mass + j)));
       store(rows.to_p + j, tiles_.at_once() ? A(1) / load(rows.mass + j) : fill(A(1)));
     }
-    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
-      const int classes = tiles_.classes_from(k);
-      if (!tiles_.at_once()) {
-        tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
-        tile_probabilities<A>({arrays.z, nullptr, classes, P, rows.m, rows.log_s, nullptr},
-                              arrays.e);
-      }
-      add_classes(rows, arrays.e, classes, sums + k);
-    }
+    tiles_.for_classes([&](int64_t k) {
+      if (!tiles_.at_once())
+        find_probabilities(tiles_, args_.logits, place, rows, arrays, k);
+      add_classes(rows, arrays.e, tiles_.classes_from(k), sums + k);
+    });
     for (int j = 0; j < place.count; ++j) {
       A* const lse_parts = this->lse_parts(first + j);
       lse_parts[0] = rows.counted[j] ? rows.m[j] : A(0);
@@ -378,58 +347,41 @@ private:
   const Tiles<T> tiles_;
 };
 
-template <class T> class ColumnGradTiles : public Job {
+template <class T> class ColumnGradTiles : public TileJob<T, ColumnGradArgs> {
+  using Base = TileJob<T, ColumnGradArgs>;
+  using Base::args_, Base::tiles_, Base::P_;
+  using typename Base::A;
+
 public:
-  using A = typename AccumulatorOf<T>::A;
-  explicit ColumnGradTiles(const ColumnGradArgs& args) : args_(args), tiles_(args.shape) {}
-
-  int64_t units(int) const override { return tiles_.count(); }
-  int64_t elements_of_unit(int) const override { return tiles_.tile.P * args_.shape.K; }
-
-  void run(int, int64_t begin, int64_t end) override {
-    TileMemory<A> memory(tiles_.tile, 0);
-    for (int64_t unit = begin; unit < end; ++unit)
-      write_tile(tiles_.place(unit), memory.rows, memory.arrays);
-    finish_streaming();
-  }
+  using Base::Base;
 
 private:
-  void write_tile(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays) const {
-    const int64_t K = args_.shape.K;
+  void run_tile(const TilePlace& place, TileRows<A>& rows, TileArrays<A>& arrays) const override {
     open(place, rows);
-    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
-      find_probabilities(place, rows, arrays, k);
+    tiles_.for_classes([&](int64_t k) {
+      find_probabilities(tiles_, args_.logits, place, rows, arrays, k);
       add_dots(rows, arrays.e, k);
-    }
-    for (int64_t k = 0; k < K; k += tiles_.tile.K) {
+    });
+    tiles_.for_classes([&](int64_t k) {
       if (!tiles_.at_once())
-        find_probabilities(place, rows, arrays, k);
+        find_probabilities(tiles_, args_.logits, place, rows, arrays, k);
       if (args_.accumulate)
         tiles_.in(args_.grad, place, k, arrays.spare, arrays.z);
       make_gradient(rows, arrays, k);
       tiles_.out(arrays.out, args_.grad, place, k, arrays.spare, args_.past_cache);
-    }
+    });
   }
 
   void open(const TilePlace& place, TileRows<A>& rows) const {
-    const int P = tiles_.tile.P;
     const int64_t first = tiles_.first_row(place);
     const A* s = static_cast<const A*>(args_.lse_parts) + first * num_lse_parts;
-    open_counts<A>(args_, first, place.count, P, rows.counted);
-    for (int j = 0; j < P; ++j) {
+    open_counts<A>(args_, first, place.count, P_, rows.counted);
+    for (int j = 0; j < P_; ++j) {
       const bool there = j < place.count;
       rows.m[j] = there ? s[j * num_lse_parts] : A(0);
       rows.log_s[j] = there ? s[j * num_lse_parts + 1] : A(0);
       rows.total[j] = 0; // sum of u p
     }
-  }
-
-  void find_probabilities(const TilePlace& place, const TileRows<A>& rows, TileArrays<A>& arrays,
-                          int64_t k) const {
-    tiles_.in(args_.logits, place, k, arrays.spare, arrays.z);
-    tile_probabilities<A>(
-        {arrays.z, nullptr, tiles_.classes_from(k), tiles_.tile.P, rows.m, rows.log_s, nullptr},
-        arrays.e);
   }
 
   V<A> slope(V<A> p, int64_t k) const {
@@ -438,13 +390,13 @@ private:
   }
 
   void add_dots(TileRows<A>& rows, const A* p, int64_t first) const {
-    const int P = tiles_.tile.P, K = tiles_.classes_from(first);
-    for (int j = 0; j < P; j += lanes<A>) {
+    const int K = tiles_.classes_from(first);
+    for (int j = 0; j < P_; j += lanes<A>) {
       V<A> dot = load(rows.total + j);
       for (int run = 0; run < K; run += tile_run) {
         V<A> dot_of_run = {};
         for (int k = run; k < K && k < run + tile_run; ++k) {
-          const V<A> p_k = load(p + int64_t(k) * P + j);
+          const V<A> p_k = load(p + int64_t(k) * P_ + j);
           dot_of_run += p_k * slope(p_k, first + k);
         }
         dot += dot_of_run;
@@ -455,20 +407,17 @@ private:
 
   // What was in the gradient is in z.
   void make_gradient(const TileRows<A>& rows, TileArrays<A>& arrays, int64_t first) const {
-    const int P = tiles_.tile.P, K = tiles_.classes_from(first);
+    const int K = tiles_.classes_from(first);
     const A scale = *static_cast<const A*>(args_.scale);
     int64_t i = 0;
     for (int k = 0; k < K; ++k)
-      for (int j = 0; j < P; j += lanes<A>, i += lanes<A>) {
+      for (int j = 0; j < P_; j += lanes<A>, i += lanes<A>) {
         const V<A> p = load(arrays.e + i);
         const V<A> made = scale * p * (slope(p, first + k) - load(rows.total + j));
         const V<A> before = args_.accumulate ? load(arrays.z + i) : fill(A(0));
         store(arrays.out + i, before + (load_ints<A>(rows.counted + j) ? made : fill(A(0))));
       }
   }
-
-  const ColumnGradArgs args_;
-  const Tiles<T> tiles_;
 };
 
 } // namespace anl::cpu

@@ -1,5 +1,5 @@
 // The entropy regulariser of column sums and its slopes: of_column_sums in
-// anl_kernels/regularisers/entropy_formula.py, in one sweep. A dozen operators on a few numbers
+// anl_kernels/regularisers/entropy_operators.py, in one sweep. A dozen operators on a few numbers
 // would take longer than all rows of a small batch.
 #pragma once
 

@@ -92,39 +92,38 @@ template <class A> struct Affine {
   A base, q;
 };
 
-// u-th vector of base - q e + G slope(l, p) in the block at `at`, whose logits are z.
-template <class T, class F, class A = Accumulator<T>>
-ANL_INLINE V<A> gradient_vector(const F& f, const Piece<T>& piece, const Affine<A>& affine, A G,
-                                const T* z, int at) {
-  const V<A> e = load(piece.e + at);
-  V<A> l = {};
-  if (F::slope_reads_l)
-    l = (load_wide(z) - piece.m) - piece.log_s;
-  return affine.base - affine.q * e + G * f.slope(l, e * piece.to_p);
-}
-
-// Storage for the whole gradient of a piece that has one dense term. `past_cache` wants `out` to be
+// The whole gradient of a piece that has one dense term, or none. `past_cache` wants `out` to be
 // aligned to the vectors that are stored. What this leaves at the target is for the caller to mend.
-template <class T, class F>
-void gradient_along(const void* functor, const Piece<T>& piece, Affine<Accumulator<T>> affine,
-                    Accumulator<T> G, T* out, bool past_cache) {
-  using A = Accumulator<T>;
-  const F f = *static_cast<const F*>(functor);
-  alignas(64) T copy[block<A>], last[block<A>];
+template <class T, class F, class Out, class A = Accumulator<T>>
+ANL_INLINE void gradient_of_piece(const F& f, const Piece<T>& piece, Affine<A> affine, A G,
+                                  Out* out, bool past_cache) {
+  alignas(64) T copy[block<A>];
+  alignas(64) Out last[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
     const bool whole = piece.n - at >= block<A>;
     const T* z = nullptr;
     if (F::slope_reads_l)
       z = whole ? piece.z + at : whole_block(piece.z, at, piece.n, -1, minus_infinity<T>(), copy);
-    T* to = whole ? out + at : last;
+    Out* to = whole ? out + at : last;
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> v = gradient_vector<T>(f, piece, affine, G, z + u * lanes<A>, at + u * lanes<A>);
+      const V<A> e = load(piece.e + at + u * lanes<A>);
+      V<A> l = {}, v = affine.base - affine.q * e;
+      if (F::slope_reads_l)
+        l = (load_wide(z + u * lanes<A>) - piece.m) - piece.log_s;
+      if (F::sum == Sum::Dense)
+        v = v + G * f.slope(l, e * piece.to_p);
       store_narrow(to + u * lanes<A>, v, past_cache && whole);
     }
     if (!whole)
-      memcpy(out + at, last, (piece.n - at) * sizeof(T));
+      memcpy(out + at, last, (piece.n - at) * sizeof(Out));
   }
+}
+template <class T, class F>
+void gradient_along(const void* functor, const Piece<T>& piece, Affine<Accumulator<T>> affine,
+                    Accumulator<T> G, T* out, bool past_cache) {
+  const F f = *static_cast<const F*>(functor);
+  gradient_of_piece(f, piece, affine, G, out, past_cache);
 }
 
 // Numbers, for several dense terms: grad += G slope(l, p).

@@ -7,8 +7,9 @@
 
 #include "columns.h"
 #include "entropy.h"
+#include "rows.h"
 #include "shards.h"
-#include "softmax.h"
+#include "softmax_backward.h"
 
 namespace anl::cpu {
 namespace {
@@ -31,7 +32,8 @@ constexpr int64_t stream_row_bytes = int64_t(1) << 14;
 
 template <class Args> Args for_long_rows(Args args) {
   const int64_t element = args.type == Type::Float64 ? 8 : args.type == Type::Float32 ? 4 : 2;
-  args.past_cache = args.past_cache && args.shape.K * element >= stream_row_bytes;
+  if constexpr (requires { args.past_cache; })
+    args.past_cache = args.past_cache && args.shape.K * element >= stream_row_bytes;
   return args;
 }
 
@@ -51,27 +53,29 @@ Job* typed(const Args& args, More... more) {
   return nullptr;
 }
 
+// That of rows in tiles or of long rows.
+template <template <class> class Tiles_, template <class> class Rows_, class Args, class... More>
+Job* for_layout(const Args& args, const Rows& read, More... more) {
+  return in_tiles(args.shape, read) ? typed<Tiles_>(args, more...)
+                                    : typed<Rows_>(for_long_rows(args), more...);
+}
+
 Job* row_loss(const RowLossArgs& args, int threads) {
-  if (in_tiles(args.shape, args.logits))
-    return typed<TileLossJob>(args);
   if (args.shape.rows() < threads && args.shape.K >= split_from)
-    return typed<SplitRowLossJob>(for_long_rows(args));
-  return typed<RowLossJob>(for_long_rows(args));
+    return for_layout<TileLossJob, SplitRowLossJob>(args, args.logits);
+  return for_layout<TileLossJob, RowLossJob>(args, args.logits);
 }
 
 Job* row_grad(const RowGradArgs& args) {
-  return in_tiles(args.shape, args.logits) ? typed<TileGradJob>(args)
-                                           : typed<RowGradJob>(for_long_rows(args));
+  return for_layout<TileGradJob, RowGradJob>(args, args.logits);
 }
 
 Job* shard_partials(const ShardArgs& args) {
-  return in_tiles(args.shape, args.logits) ? typed<ShardPartialsTiles>(args)
-                                           : typed<ShardPartialsRows>(args);
+  return for_layout<ShardPartialsTiles, ShardPartialsRows>(args, args.logits);
 }
 
 Job* shard_sums(const ShardArgs& args) {
-  return in_tiles(args.shape, args.logits) ? typed<ShardSumsTiles>(args)
-                                           : typed<ShardSumsRows>(args);
+  return for_layout<ShardSumsTiles, ShardSumsRows>(args, args.logits);
 }
 
 Job* shard_finish(const ShardArgs& args) {
@@ -81,18 +85,15 @@ Job* shard_finish(const ShardArgs& args) {
 }
 
 Job* softmax_backward(const SoftmaxBackwardArgs& args) {
-  return in_tiles(args.shape, args.probs) ? typed<SoftmaxBackwardTiles>(args)
-                                          : typed<SoftmaxBackwardRows>(for_long_rows(args));
+  return for_layout<SoftmaxBackwardTiles, SoftmaxBackwardRows>(args, args.probs);
 }
 
 Job* column_sums(const ColumnSumsArgs& args, int threads) {
-  return in_tiles(args.shape, args.logits) ? typed<ColumnSumsTiles>(args, threads)
-                                           : typed<ColumnSumsRows>(args, threads);
+  return for_layout<ColumnSumsTiles, ColumnSumsRows>(args, args.logits, threads);
 }
 
 Job* column_grad(const ColumnGradArgs& args) {
-  return in_tiles(args.shape, args.logits) ? typed<ColumnGradTiles>(args)
-                                           : typed<ColumnGradRows>(for_long_rows(args));
+  return for_layout<ColumnGradTiles, ColumnGradRows>(args, args.logits);
 }
 
 template <class A>

@@ -1,5 +1,6 @@
 // The module anl_kernels._cpu: what is not an operator. Facts of the build, the choice of kernels,
 // the cache of buffers.
+#include "../bindings.h"
 #include "../facts.h"
 #include "buffers.h"
 #include "ops.h"
@@ -12,8 +13,21 @@
 PYBIND11_MODULE(_cpu, module) {
   namespace py = pybind11;
   using namespace anl::cpu;
+  anl::bind_operators(module, "anl_kernels_cpu");
+  module.def(
+      "label_scale",
+      [](const at::Tensor& target, int64_t num_classes, int64_t ignore_index, at::ScalarType dtype,
+         bool mean, const std::string& argument) {
+        using Function = at::Tensor(const at::Tensor&, c10::SymInt, int64_t, at::ScalarType, bool,
+                                    std::string_view);
+        static const auto call = anl::operator_of<Function>("anl_kernels", "label_scale");
+        return call.call(target, num_classes, ignore_index, dtype, mean, argument);
+      },
+      "See anl_kernels/rows/labels.py, which defines the operator.",
+      py::call_guard<py::gil_scoped_release>());
   module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
   module.def("dense_functors", anl::dense_functors, "Those whose sum needs the row's lse.");
+  module.def("row_outputs", anl::row_outputs, "The outputs of rows, in the order of their bits.");
   module.def(
       "set_kernels",
       [](const py::capsule& table) { set_kernels(table.get_pointer<const Kernels>()); },

@@ -1,5 +1,5 @@
 // The operators torch.ops.anl_kernels_cpu.*: tensors in, work shared over PyTorch's threads,
-// tensors out. anl_kernels/backends/compiled.py calls them.
+// tensors out. anl_kernels/rows/ calls them.
 #include "ops.h"
 
 #include "../operators.h"
@@ -8,6 +8,8 @@
 #include "interface.h"
 
 #include <ATen/Parallel.h>
+
+#include <c10/util/StringUtil.h>
 
 #include <memory>
 #include <numeric>
@@ -62,62 +64,91 @@ Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRe
   return result;
 }
 
-// See Backend.row_loss and RowOutputs in anl_kernels/interface.py.
-Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                 const OptionalTensor& term_weights, at::IntArrayRef functors,
-                 at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,
-                 bool inplace, bool write_saved, bool aux, bool probs) {
-  RowLossCall call(logits, target, row_scale, term_weights,
-                   {functors, numbers, kernels->num_functors}, ignore_index,
-                   {write_grad, inplace, write_saved, aux, probs}, empty_strided);
+std::vector<Tensor> row_loss_of(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                                const OptionalTensor& term_weights, const Request& request) {
+  RowLossCall call(logits, target, row_scale, term_weights, request, empty_strided);
   if (!call.empty()) {
     call.args.past_cache = past_cache(call.args, call.logits);
     run(kernels->row_loss(call.args, at::get_num_threads()));
   }
-  const Tensor& losses = std::get<1>(call.outputs);
-  std::get<0>(call.outputs) = losses.scalar_type() == at::kDouble
-                                  ? scaled_loss<double>(losses, call.scale, target.sizes(), reduce)
-                                  : scaled_loss<float>(losses, call.scale, target.sizes(), reduce);
-  return std::move(call.outputs);
+  if (request.wants(Output::loss)) {
+    const bool wide = call.row_losses.scalar_type() == at::kDouble;
+    call.loss = (wide ? scaled_loss<double> : scaled_loss<float>)(call.row_losses, call.scale,
+                                                                  target.sizes(), request.reduce);
+  }
+  return call.results();
+}
+
+// See Backend.row_loss in anl_kernels/interface.py.
+std::vector<Tensor> row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                             const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  const Request request = ANL_REQUEST;
+  TORCH_CHECK(!request.overwrites(), "row_loss_ is for inplace");
+  return row_loss_of(logits, target, row_scale, term_weights, request);
+}
+
+std::vector<Tensor> row_loss_(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                              const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  bump_version(logits);
+  return row_loss_of(logits, target, row_scale, term_weights, ANL_REQUEST);
 }
 
 template <class Y>
-std::tuple<int64_t, int64_t> scan(const Tensor& target, int64_t K, int64_t ignore_index) {
+int64_t count_valid(const Tensor& target, int64_t K, int64_t ignore_index,
+                    std::string_view argument) {
   const Y* y = target.const_data_ptr<Y>();
   const int64_t N = target.numel();
-  int64_t counted = 0, outside = -1;
+  int64_t valid = 0, outside = -1;
   for (int64_t n = 0; n < N; ++n) {
     const bool counts = y[n] != ignore_index;
-    counted += counts;
+    valid += counts;
     if (counts && (y[n] < 0 || y[n] >= K) && outside < 0)
       outside = n;
   }
-  return {counted, outside};
+  if (outside >= 0) {
+    std::vector<int64_t> place(target.dim());
+    for (int64_t d = target.dim() - 1, left = outside; d >= 0; left /= target.size(d), --d)
+      place[d] = left % target.size(d);
+    TORCH_CHECK_INDEX(false, argument, "[", c10::Join(", ", place), "] is ", int64_t(y[outside]),
+                      ", outside [0, ", K, ") and not ignore_index (", ignore_index,
+                      "); correct the label or pass ignore_index");
+  }
+  return valid;
 }
 
-// The number of labels that are not ignored, and the first that is no class, or -1.
-std::tuple<int64_t, int64_t> scan_labels(const Tensor& target, int64_t K, int64_t ignore_index) {
+// See label_scale in anl_kernels/rows/labels.py, which has the same words.
+Tensor label_scale(const Tensor& target, int64_t K, int64_t ignore_index, at::ScalarType dtype,
+                   bool mean, std::string_view argument) {
   const Tensor labels = target.contiguous();
-  return labels.scalar_type() == at::kInt ? scan<int32_t>(labels, K, ignore_index)
-                                          : scan<int64_t>(labels, K, ignore_index);
+  const int64_t valid = labels.scalar_type() == at::kInt
+                            ? count_valid<int32_t>(labels, K, ignore_index, argument)
+                            : count_valid<int64_t>(labels, K, ignore_index, argument);
+  Tensor scale = at::empty({}, labels.options().dtype(dtype));
+  const double number = mean ? 1.0 / double(std::max<int64_t>(1, valid)) : 1.0;
+  if (dtype == at::kDouble)
+    *scale.mutable_data_ptr<double>() = number;
+  else
+    *scale.mutable_data_ptr<float>() = float(number);
+  return scale;
 }
 
-// See Backend.row_grad.
+// See Backend.row_grad_into.
 void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                   const Tensor& row_scale, const Tensor& saved, at::IntArrayRef functors,
-                   at::ArrayRef<double> numbers, int64_t ignore_index) {
+                   const Tensor& row_scale, const Tensor& saved, ANL_REQUEST_PARAMETERS) {
+  bump_version(grad);
   if (logits.numel() == 0)
     return;
-  RowGradCall call(grad, logits, target, row_scale, saved,
-                   {functors, numbers, kernels->num_functors}, ignore_index);
+  const Request request = ANL_REQUEST;
+  RowGradCall call(grad, logits, target, row_scale, saved, request);
   call.args.past_cache = past_cache(call.args, call.logits);
   run(kernels->row_grad(call.args));
 }
 
 // See Kernels.shard_partials.
 std::tuple<Tensor, Tensor> shard_partials(const Tensor& logits, const Tensor& target,
-                                          int64_t ignore_index, bool aux) {
-  const ShardPartialsCall call(logits, target, ignore_index, aux);
+                                          ANL_REQUEST_PARAMETERS) {
+  const Request request = ANL_REQUEST;
+  const ShardPartialsCall call(logits, target, request);
   if (!call.empty())
     run(kernels->shard_partials(call.args));
   return {call.partials, call.best};
@@ -125,29 +156,34 @@ std::tuple<Tensor, Tensor> shard_partials(const Tensor& logits, const Tensor& ta
 
 // See Kernels.shard_sums.
 Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& partials,
-                  at::IntArrayRef functors, at::ArrayRef<double> numbers, int64_t ignore_index,
-                  bool aux) {
-  const ShardSumsCall call(logits, target, partials, {functors, numbers, kernels->num_functors},
-                           ignore_index, aux);
+                  ANL_REQUEST_PARAMETERS) {
+  const Request request = ANL_REQUEST;
+  const ShardSumsCall call(logits, target, partials, request);
   if (!call.empty())
     run(kernels->shard_sums(call.args));
   return call.sums;
 }
 
 // See Kernels.shard_finish.
-ShardOutputs shard_finish(const Tensor& partials, const Tensor& sums, const Tensor& target,
-                          const OptionalTensor& term_weights, at::IntArrayRef functors,
-                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_saved,
-                          bool aux) {
-  const ShardFinishCall call(partials, sums, target, term_weights,
-                             {functors, numbers, kernels->num_functors}, ignore_index, write_saved,
-                             aux);
+std::vector<Tensor> shard_finish(const Tensor& partials, const Tensor& sums, const Tensor& target,
+                                 const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  const Request request = ANL_REQUEST;
+  const ShardFinishCall call(partials, sums, target, term_weights, request);
   if (!call.empty())
     run(kernels->shard_finish(call.args));
-  return call.outputs;
+  return call.results();
 }
 
 Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, empty_strided); }
+
+// As row_grad_into, to a tensor of its own.
+Tensor row_grad(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                const Tensor& saved, ANL_REQUEST_PARAMETERS) {
+  const Tensor grad = empty_like_rows(logits);
+  row_grad_into(grad, logits, target, row_scale, saved, functors, numbers, moving, ignore_index,
+                outputs, reduce, inplace);
+  return grad;
+}
 
 Tensor softmax(const Tensor& given) {
   const Tensor logits = readable(given), probs = empty_like_rows(given);
@@ -201,19 +237,20 @@ std::tuple<Tensor, Tensor> entropy(const Tensor& given, double min_prob) {
 
 // See Backend.scale_.
 void scale_(const Tensor& tensor, const Tensor& factor) {
-  if (factor.item().toDouble() != 1)
+  const bool is_float = factor.scalar_type() == at::kFloat;
+  if ((is_float ? *factor.const_data_ptr<float>() : factor.item().toDouble()) != 1)
     tensor.mul_(factor);
 }
 
 TORCH_LIBRARY(anl_kernels_cpu, library) {
   define_operators(library);
-  library.def("scan_labels(Tensor target, int num_classes, int ignore_index) -> (int, int)");
   library.def("entropy(Tensor sums, float min_prob) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("row_loss", row_loss);
-  library.impl("scan_labels", scan_labels);
+  library.impl("row_loss_", row_loss_);
+  library.impl("row_grad", row_grad);
   library.impl("entropy", entropy);
   library.impl("row_grad_into", row_grad_into);
   library.impl("shard_partials", shard_partials);
@@ -226,6 +263,9 @@ TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
   library.impl("empty_like_rows", empty_like_rows);
   library.impl("scale_", scale_);
 }
+
+// Python defines it, and implements it for other devices.
+TORCH_LIBRARY_IMPL(anl_kernels, CPU, library) { library.impl("label_scale", label_scale); }
 
 } // namespace
 

@@ -191,21 +191,10 @@ template <class T, class A = Accumulator<T>> int first_equal(const T* z, int n, 
 
 // ---- gradient ----------------------------------------------------------------------------------
 
-// out = base - q e, for no dense term; as gradient_along.
+// base - q e, for no dense term: to storage, or as numbers for add_slopes.
 template <class T, class Out, class A = Accumulator<T>>
 void affine_along(const Piece<T>& piece, Affine<A> affine, Out* out, bool past_cache) {
-  alignas(64) Out last[block<A>];
-  for (int at = 0; at < piece.n; at += block<A>) {
-    const bool whole = piece.n - at >= block<A>;
-    Out* to = whole ? out + at : last;
-#pragma GCC unroll 4
-    for (int u = 0; u < unroll; ++u) {
-      const V<A> v = affine.base - affine.q * load(piece.e + at + u * lanes<A>);
-      store_narrow(to + u * lanes<A>, v, past_cache && whole);
-    }
-    if (!whole)
-      memcpy(out + at, last, (piece.n - at) * sizeof(Out));
-  }
+  gradient_of_piece(Functor<A>(), piece, affine, A(0), out, past_cache);
 }
 
 // Absent classes have no gradient.

@@ -1,4 +1,5 @@
-// What is done to a tile of rows: opened, measured, normalised, summed, given to the heads.
+// What is done to a tile of rows: opened, measured, normalised, summed, given to the loss heads,
+// written.
 #pragma once
 
 #include "tiles.h"
@@ -7,11 +8,9 @@ namespace anl::cpu {
 
 template <class T> class TileSweeps {
 public:
-  using A = typename AccumulatorOf<T>::A;
-  TileSweeps(const RowLossArgs& args, const Terms<T>& terms)
-      : args_(args), terms_(terms), tiles_(args.shape), P_(tiles_.tile.P) {}
-
-  const Tiles<T>& tiles() const { return tiles_; }
+  using A = Accumulator<T>;
+  TileSweeps(const RowArgs& args, const Terms<T>& terms, const Tiles<T>& tiles)
+      : args_(args), terms_(terms), tiles_(tiles), P_(tiles.tile.P) {}
 
   // `nowhere`: the logit of a label that is no class.
   void open(const TilePlace& place, TileRows<A>& rows, A nowhere) const {
@@ -39,7 +38,7 @@ public:
   }
 
   // Merges the partials of some classes, and leaves their e relative to the maximum so far.
-  void measure(TileRows<A>& rows, TileArrays<A>& arrays, int64_t first) const {
+  void measure(TileRows<A>& rows, TileArrays<A>& arrays, int64_t first, bool argmax) const {
     const int K = tiles_.classes_from(first);
     for (int j = 0; j < P_; j += lanes<A>) {
       const V<A> before = load(rows.m + j);
@@ -67,7 +66,7 @@ public:
       store(rows.total + j, load(rows.total + j) + counted * shift + total);
       store(rows.count + j, counted + count);
     }
-    if (args_.argmax)
+    if (argmax)
       find_best(rows, arrays.z, first, K);
   }
 
@@ -102,58 +101,41 @@ public:
   }
 
   void add_sums(TileRows<A>& rows, const TilePiece<A>& piece) const {
-    for (int t = 0; t < terms_.count(); ++t)
-      if (terms_[t].table->sum == Sum::Dense)
-        terms_[t].table->tile_sums(terms_[t].functor, piece, rows.values + t * P_,
-                                   rows.slopes + t * P_);
+    terms_.for_dense([&](int t, const Term<T>& term, int) {
+      term.tile_sums(term.functor, piece, rows.values + t * P_, rows.slopes + t * P_);
+    });
   }
 
-  void run_heads_of_rows(TileRows<A>& rows, const TilePlace& place) const {
-    for (int j = 0; j < P_; j += lanes<A>) {
-      const V<A> count = load(rows.count + j), log_s = load(rows.log_s + j);
-      const V<A> sum_l = load(rows.total + j) - count * log_s;
-      auto sum = [&](int t, const A* dense, V<A> affine) -> V<A> {
-        switch (terms_[t].table->sum) {
-        case Sum::Dense:
-          return load(dense + t * P_ + j);
-        case Sum::Affine:
-          return affine;
-        default:
-          return V<A>{};
-        }
-      };
-      V<A> base = {};
-      const Slopes<A> slopes = run_heads(
-          terms_,
-          {load(rows.l_y + j), load(rows.p_y + j), load(rows.rest + j), load(rows.m + j) + log_s,
-           V<A>{}, count},
-          [&](int t) { return sum(t, rows.values, sum_l); },
-          [&](int t) { return sum(t, rows.slopes, count); },
-          [&](int t, V<A> G) {
-            store(rows.G + t * P_ + j, G);
-            if (terms_[t].table->sum == Sum::Affine)
-              base += G;
-          },
-          [&](int t, V<A> loss) { put_term_losses(rows, place, j, t, loss); });
-      store(rows.base + j, base);
-      store(rows.q + j, slopes.q);
-      store(rows.gy + j, slopes.gy);
-      store(rows.loss + j, slopes.loss);
+  // Runs the loss heads, and puts what is wanted of the rows into `to`.
+  void finish(TileRows<A>& rows, const TilePlace& place, const RowLossArgs& to) const {
+    for (int j = 0; j < P_; j += lanes<A>)
+      run_heads(rows, place, j, to);
+    put_rows<A>(to.row_losses, place, [&](int j) { return rows.counted[j] ? rows.loss[j] : A(0); });
+    put_rows<A>(to.lse, place, [&](int j) { return rows.m[j] + rows.log_s[j]; });
+    put_rows<A>(to.p_y, place, [&](int j) { return rows.counted[j] ? rows.p_y[j] : A(0); });
+    put_rows<int64_t>(to.argmax, place, [&](int j) { return best_class(rows, j); });
+    A* saved = static_cast<A*>(to.saved) + tiles_.first_row(place) * (num_saved + terms_.count());
+    for (int j = 0; to.saved && j < place.count; ++j) {
+      for (const A* number : {rows.m, rows.log_s, rows.gy, rows.q})
+        *saved++ = number[j];
+      for (int t = 0; t < terms_.count(); ++t)
+        *saved++ = rows.G[t * P_ + j];
     }
   }
 
-  void put_results(const TileRows<A>& rows, const TilePlace& place) const {
-    put_rows<A>(args_.row_losses, place,
-                [&](int j) { return rows.counted[j] ? rows.loss[j] : A(0); });
-    put_rows<A>(args_.lse, place, [&](int j) { return rows.m[j] + rows.log_s[j]; });
-    put_rows<A>(args_.p_y, place, [&](int j) { return rows.counted[j] ? rows.p_y[j] : A(0); });
-    put_rows<int64_t>(args_.argmax, place, [&](int j) {
-      const A z_y = rows.z_y[j], z = rows.best_z[j];
-      const Int<A> y = rows.y[j], k = rows.best[j];
-      return z_y > z || (z_y == z && y < k) ? y : k;
+  void write_gradient(const TilePlace& place, const TileRows<A>& rows, const TilePiece<A>& piece,
+                      TileArrays<A>& arrays, int64_t k) const {
+    const TileAffine<A> affine = {rows.base, rows.q, rows.scale, rows.counted};
+    const Functor<A> no_term;
+    if (terms_.num_dense() == 0)
+      gradient_across_tile<A, Functor<A>>(&no_term, piece, affine, nullptr, true, true, arrays.out);
+    terms_.for_dense([&](int t, const Term<T>& term, int i) {
+      term.tile_gradient(term.functor, piece, affine, rows.G + t * P_, i == 0,
+                         i == terms_.num_dense() - 1, arrays.out);
     });
-    if (args_.saved)
-      put_saved(rows, place);
+    for_targets(rows, place.count, k, piece.K, P_,
+                [&](int j, int64_t at) { arrays.out[at] = rows.gy[j] * rows.scale[j]; });
+    tiles_.out(arrays.out, args_.grad, place, k, arrays.spare, args_.past_cache);
   }
 
 private:
@@ -172,36 +154,53 @@ private:
     }
   }
 
-  void put_term_losses(const TileRows<A>& rows, const TilePlace& place, int j, int t,
-                       V<A> loss) const {
-    for (int i = 0; args_.term_losses && i < lanes<A> && j + i < place.count; ++i)
-      put(args_.term_losses, (tiles_.first_row(place) + j + i) * terms_.count() + t,
-          rows.counted[j + i] ? loss[i] : A(0));
+  void run_heads(TileRows<A>& rows, const TilePlace& place, int j, const RowLossArgs& to) const {
+    const V<A> count = load(rows.count + j), log_s = load(rows.log_s + j);
+    const V<A> sum_l = load(rows.total + j) - count * log_s;
+    auto sum = [&](int t, const A* dense, V<A> affine) -> V<A> {
+      if (terms_[t].sum == Sum::Dense)
+        return load(dense + t * P_ + j);
+      return terms_[t].sum == Sum::Affine ? affine : V<A>{};
+    };
+    V<A> base = {};
+    const Slopes<V<A>> slopes = run_loss_heads(
+        terms_,
+        {load(rows.l_y + j), load(rows.p_y + j), load(rows.rest + j), load(rows.m + j) + log_s,
+         V<A>{}, count},
+        [&](int t) { return sum(t, rows.values, sum_l); },
+        [&](int t) { return sum(t, rows.slopes, count); },
+        [&](int t, V<A> G) {
+          store(rows.G + t * P_ + j, G);
+          if (terms_[t].sum == Sum::Affine)
+            base += G;
+        },
+        [&](int t, V<A> loss) {
+          for (int i = 0; to.term_losses && i < lanes<A> && j + i < place.count; ++i)
+            put(to.term_losses, (tiles_.first_row(place) + j + i) * terms_.count() + t,
+                rows.counted[j + i] ? loss[i] : A(0));
+        });
+    store(rows.base + j, base);
+    store(rows.q + j, slopes.q);
+    store(rows.gy + j, slopes.gy);
+    store(rows.loss + j, slopes.loss);
+  }
+
+  static int64_t best_class(const TileRows<A>& rows, int j) {
+    const A z_y = rows.z_y[j], z = rows.best_z[j];
+    const Int<A> y = rows.y[j], k = rows.best[j];
+    return z_y > z || (z_y == z && y < k) ? y : k;
   }
 
   // f(row) for every row of the tile, if it is wanted.
   template <class X, class F> void put_rows(void* to, const TilePlace& place, F f) const {
-    if (!to)
-      return;
     X* const out = static_cast<X*>(to) + tiles_.first_row(place);
-    for (int j = 0; j < place.count; ++j)
+    for (int j = 0; to && j < place.count; ++j)
       out[j] = f(j);
   }
 
-  void put_saved(const TileRows<A>& rows, const TilePlace& place) const {
-    const int width = num_saved + terms_.count();
-    A* saved = static_cast<A*>(args_.saved) + tiles_.first_row(place) * width;
-    for (int j = 0; j < place.count; ++j) {
-      for (const A* stat : {rows.m, rows.log_s, rows.gy, rows.q})
-        *saved++ = stat[j];
-      for (int t = 0; t < terms_.count(); ++t)
-        *saved++ = rows.G[t * P_ + j];
-    }
-  }
-
-  const RowLossArgs& args_;
+  const RowArgs& args_;
   const Terms<T>& terms_;
-  const Tiles<T> tiles_;
+  const Tiles<T>& tiles_;
   const int P_;
 };
 

@@ -3,9 +3,8 @@
 // A tile is P rows in (K, P) arrays of numbers, as many classes at a time as fit in the cache.
 #pragma once
 
-#include "../row.h"
-#include "reader.h"
-#include "terms_of_call.h"
+#include "inputs.h"
+#include "sweeps.h"
 #include "transpose.h"
 #include "workspace.h"
 
@@ -44,10 +43,6 @@ template <class A> struct TileRows {
   Int<A>*y, *counted;     // -1: no target; all bits set, or none
   Int<A>* best;
 
-  static int64_t bytes(int P, int terms) {
-    return 16 * aligned(P * sizeof(A)) + 3 * aligned(int64_t(P) * terms * sizeof(A)) +
-           3 * aligned(P * sizeof(Int<A>));
-  }
   TileRows(Workspace& space, int P, int terms) {
     for (A** array : {&z_y, &m, &mass, &total, &count, &best_z, &log_s, &l_y, &p_y, &rest, &to_p,
                       &scale, &base, &q, &gy, &loss})
@@ -113,19 +108,18 @@ void bring_tile_out(const A* tile, const Rows& rows, T* to, int K, int count, in
   }
 }
 
-// The tiles of a call as units: shared by the jobs below.
+// The tiles of a call as units.
 template <class T> class Tiles {
 public:
-  using A = typename AccumulatorOf<T>::A;
+  using A = Accumulator<T>;
   // A 2-D tensor's rows are the positions of one batch.
-  Tiles(const Shape& shape)
-      : whole_(shape.M == 1), batches_(whole_ ? 1 : shape.B),
-        positions_(whole_ ? shape.B : shape.M), K_(shape.K),
-        tile(TileShape::of(shape.K, positions_, sizeof(T))),
-        per_batch_((positions_ + tile.P - 1) / tile.P) {}
+  explicit Tiles(const Shape& shape)
+      : tile(TileShape::of(shape.K, shape.M == 1 ? shape.B : shape.M, sizeof(T))),
+        whole_(shape.M == 1), batches_(whole_ ? 1 : shape.B),
+        positions_(whole_ ? shape.B : shape.M), per_batch_((positions_ + tile.P - 1) / tile.P),
+        K_(shape.K) {}
 
   int64_t count() const { return batches_ * per_batch_; }
-  int64_t num_classes() const { return K_; }
   bool at_once() const { return tile.K == K_; }
   TilePlace place(int64_t unit) const {
     const int64_t first = unit % per_batch_ * tile.P, left = positions_ - first;
@@ -139,6 +133,11 @@ public:
     const Rows r = view(rows);
     return static_cast<T*>(r.data) + place.batch * r.batch + place.first * r.pos + k * r.cls;
   }
+  // f(k) for the first of the classes at once.
+  template <class F> void for_classes(F f) const {
+    for (int64_t k = 0; k < K_; k += tile.K)
+      f(k);
+  }
   int classes_from(int64_t k) const { return int(K_ - k < tile.K ? K_ - k : tile.K); }
   void in(const Rows& rows, const TilePlace& place, int64_t k, A* spare, A* to) const {
     bring_tile_in(at(rows, place, k), view(rows), classes_from(k), place.count, tile.P, spare, to);
@@ -149,15 +148,11 @@ public:
                    spare, past_cache);
   }
 
-private:
-  bool whole_;
-  int64_t batches_, positions_, K_;
-
-public:
   const TileShape tile;
 
 private:
-  int64_t per_batch_;
+  const bool whole_;
+  const int64_t batches_, positions_, per_batch_, K_;
 };
 
 // out = p of a tile whose softmax is known; 0 at the targets, where z is -inf.
@@ -169,34 +164,22 @@ template <class A> void tile_probabilities(const TilePiece<A>& t, A* p) {
   }
 }
 
-// The labels of `count` rows; Y is their type, or a lack of them.
-template <class Y, class A>
-void open_labels(const Y* labels, const RowArgs& args, int count, TileRows<A>& rows) {
-  const int64_t K = args.shape.K, ignored = args.ignore_index;
-  for (int j = 0; j < count; ++j) {
-    const int64_t y = labels[j];
-    rows.counted[j] = y == ignored ? 0 : -1;
-    rows.y[j] = Int<A>(y == ignored || y < 0 || y >= K ? -1 : y);
-  }
-}
-
 // What is beside the logits of `count` rows from n; rows from there to P are ignored ones.
 template <class A>
-void open_rows(const RowArgs& args, int64_t n, int count, int P, TileRows<A>& rows) {
-  for (int j = 0; j < P; ++j) {
+void open_rows(const RowArgs& given, int64_t n, int count, int P, TileRows<A>& rows) {
+  const RowArgs args = given; // which nothing that is stored here can change
+  for (int j = 0; j < count; ++j) {
+    const Label label = label_of(args, n + j);
+    rows.y[j] = Int<A>(label.y);
+    rows.counted[j] = label.counted ? -1 : 0;
+  }
+  for (int j = 0; j < count; ++j)
+    rows.scale[j] = args.grad.data ? scale_of<A>(args, n + j) : A(0);
+  for (int j = count; j < P; ++j) {
     rows.y[j] = -1;
     rows.counted[j] = 0;
     rows.scale[j] = 0;
   }
-  if (args.target && args.target_is_int32)
-    open_labels(static_cast<const int32_t*>(args.target) + n, args, count, rows);
-  else if (args.target)
-    open_labels(static_cast<const int64_t*>(args.target) + n, args, count, rows);
-  const A* scale = static_cast<const A*>(args.row_scale);
-  for (int j = 0; args.grad.data && j < count; ++j)
-    rows.scale[j] = scale[(n + j) * args.scale_stride];
-  for (int j = 0; j < P; ++j)
-    rows.scale[j] = rows.scale[j] == rows.scale[j] ? rows.scale[j] : A(NAN);
 }
 
 // f(row, its target's place) for the rows whose targets are among `K` classes from `first`.
@@ -209,39 +192,43 @@ void for_targets(const TileRows<A>& rows, int count, int64_t first, int K, int P
   }
 }
 
-// out = the gradient of the rows, but for the targets'.
-template <class T, class A = Accumulator<T>>
-void tile_gradient(const Terms<T>& terms, const TilePiece<A>& piece, const TileRows<A>& rows,
-                   A* out) {
-  const TileAffine<A> affine = {rows.base, rows.q, rows.scale, rows.counted};
-  const int dense = terms.num_dense();
-  const Functor<A> no_term;
-  if (dense == 0)
-    gradient_across_tile<A, Functor<A>>(&no_term, piece, affine, nullptr, true, true, out);
-  for (int t = 0, seen = 0; seen < dense; ++t)
-    if (terms[t].table->sum == Sum::Dense) {
-      ++seen;
-      terms[t].table->tile_gradient(terms[t].functor, piece, affine, rows.G + t * piece.P,
-                                    seen == 1, seen == dense, out);
-    }
-}
-
 // (K, P) arrays of a tile.
 template <class A> struct TileArrays {
   A *z, *e, *out, *spare;
+  TileArrays(Workspace& space, const TileShape& tile) {
+    for (A** array : {&z, &e, &out, &spare})
+      *array = space.take<A>(tile.elements());
+  }
 };
 
-// The thread's memory for tiles.
-template <class A> struct TileMemory {
-  Workspace space;
-  TileRows<A> rows;
-  TileArrays<A> arrays;
-  TileMemory(const TileShape& tile, int terms)
-      : space(Memory::of_thread(),
-              TileRows<A>::bytes(tile.P, terms) + 4 * aligned(tile.elements() * sizeof(A))),
-        rows(space, tile.P, terms),
-        arrays{space.take<A>(tile.elements()), space.take<A>(tile.elements()),
-               space.take<A>(tile.elements()), space.take<A>(tile.elements())} {}
+// A job whose units are tiles.
+template <class T, class Args> class TileJob : public Job {
+public:
+  using A = Accumulator<T>;
+  explicit TileJob(const Args& args, int num_terms = 0)
+      : args_(args), tiles_(args.shape), P_(tiles_.tile.P), num_terms_(num_terms) {}
+
+  int64_t units(int) const override { return tiles_.count(); }
+  int64_t elements_of_unit(int) const override { return P_ * args_.shape.K; }
+
+  void run(int, int64_t begin, int64_t end) override {
+    Workspace& space = Workspace::of_thread();
+    TileRows<A> rows(space, P_, num_terms_);
+    TileArrays<A> arrays(space, tiles_.tile);
+    for (int64_t unit = begin; unit < end; ++unit)
+      run_tile(tiles_.place(unit), rows, arrays);
+    finish_streaming();
+  }
+
+protected:
+  virtual void run_tile(const TilePlace&, TileRows<A>&, TileArrays<A>&) const = 0;
+
+  const Args args_;
+  const Tiles<T> tiles_;
+  const int P_;
+
+private:
+  const int num_terms_;
 };
 
 } // namespace anl::cpu

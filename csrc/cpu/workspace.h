@@ -4,62 +4,62 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include <memory>
 #include <new>
+#include <vector>
 
 namespace anl::cpu {
 
-constexpr int64_t memory_alignment = 64;
-
-inline int64_t aligned(int64_t bytes) {
-  return (bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
-}
-
-// A block that grows, and forgets what it held when it does.
-class Memory {
-public:
-  Memory() = default;
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { free(data_); }
-
-  char* at_least(int64_t bytes) {
-    if (bytes > size_) {
-      free(data_);
-      size_ = 0;
-      data_ = static_cast<char*>(aligned_alloc(memory_alignment, aligned(bytes)));
-      if (!data_)
-        throw std::bad_alloc();
-      size_ = bytes;
-    }
-    return data_;
-  }
-  // Kept by the calling thread from call to call; for one Workspace at a time.
-  static Memory& of_thread() {
-    thread_local Memory memory;
-    return memory;
-  }
-
-private:
-  char* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
-// Arrays out of a block of memory, one after the other.
+// Arrays out of blocks of memory, which it keeps. Forgotten together, never one by one.
 class Workspace {
 public:
-  Workspace(Memory& memory, int64_t bytes)
-      : next_(memory.at_least(bytes)), end_(next_ + aligned(bytes)) {}
+  // That of the calling thread, kept from call to call, for one job at a time.
+  static Workspace& of_thread() {
+    thread_local Workspace space;
+    space.forget();
+    return space;
+  }
 
   template <class X> X* take(int64_t count) {
-    X* result = reinterpret_cast<X*>(next_);
-    next_ += aligned(count * int64_t(sizeof(X)));
-    if (next_ > end_)
-      abort(); // whoever computed the bytes forgot this array
-    return result;
+    const int64_t bytes = (count * int64_t(sizeof(X)) + alignment - 1) / alignment * alignment;
+    if (bytes > left_)
+      add_block(bytes);
+    char* const result = next_;
+    next_ += bytes;
+    left_ -= bytes;
+    return reinterpret_cast<X*>(result);
   }
 
 private:
-  char *next_, *end_;
+  static constexpr int64_t alignment = 64, least_block = 1 << 16;
+  struct Free {
+    void operator()(char* block) const { free(block); }
+  };
+
+  void add_block(int64_t bytes) {
+    left_ = bytes < least_block ? least_block : bytes;
+    size_ += left_;
+    next_ = static_cast<char*>(aligned_alloc(alignment, left_));
+    if (!next_)
+      throw std::bad_alloc();
+    blocks_.emplace_back(next_);
+  }
+  // What took several blocks finds one the next time.
+  void forget() {
+    const int64_t size = size_;
+    if (blocks_.size() > 1) {
+      blocks_.clear();
+      size_ = left_ = 0;
+      add_block(size);
+    } else if (!blocks_.empty()) {
+      next_ = blocks_[0].get();
+      left_ = size;
+    }
+  }
+
+  std::vector<std::unique_ptr<char, Free>> blocks_;
+  char* next_ = nullptr;
+  int64_t left_ = 0, size_ = 0; // bytes: of the last block, of all
 };
 
 } // namespace anl::cpu

@@ -16,7 +16,8 @@ Device device_of(const Place& place) {
 Plan planned(RowLossArgs& args, const Place& place) {
   check_shape(args.shape);
   canonical(args.shape, args.logits, args.grad, args.probs);
-  const int64_t slots = RowSlots<float>::size(num_dense_of(args)) * accumulator_size(args.type);
+  const int64_t slots =
+      RowSlots<float>::size(terms_of<float>(args).num_dense) * accumulator_size(args.type);
   return plan_rows(args.type, args.shape, args.logits, slots, Cluster::shared_bytes,
                    device_of(place), limits());
 }

@@ -1,5 +1,5 @@
 // Column sums of clamped probabilities, and the gradient of a function of them.
-#include "kernels.h"
+#include "seats.h"
 
 namespace anl::cuda {
 namespace {
@@ -20,41 +20,6 @@ template <class A> ANL_DEVICE A clamped(A p, A low, A high) {
   return p < low ? low : p > high ? high : p;
 }
 
-// The place of a thread among those that share a row.
-struct Seat {
-  int64_t n;
-  int rank, size;
-  ANL_DEVICE explicit Seat(int lanes) : size(lanes ? lanes : threads()) {
-    n = block_x() * (threads() / size) + thread() / size;
-    rank = thread() % size;
-  }
-  template <class V> ANL_DEVICE V reduce(V value) const {
-    if (size != threads() || size <= warp_size)
-      return Lanes(size).reduce(value);
-    Cluster team(shared_memory());
-    return team.reduce(value);
-  }
-};
-
-template <class T> class ColumnRow {
-public:
-  using A = Accumulator<T>;
-  ANL_DEVICE ColumnRow(const Rows& rows, const Shape& shape, int64_t n)
-      : row_(row_of<T>(rows, shape, n)), step_(rows.cls) {}
-
-  ANL_DEVICE bool in_vectors() const { return step_ == 1 && misaligned(row_) == 0; }
-  ANL_DEVICE A operator[](int k) const { return widen(row_[k * step_]); }
-  ANL_DEVICE void load(int k, A (&values)[width<T>]) const { unpack<T>(load16(row_ + k), values); }
-  ANL_DEVICE void store(int k, const A (&values)[width<T>]) const {
-    store16(row_ + k, pack<T>(values));
-  }
-  ANL_DEVICE void put(int k, A value) const { row_[k * step_] = narrow<T>(value); }
-
-private:
-  T* row_;
-  int64_t step_;
-};
-
 template <class A> ANL_DEVICE void take_in(Partials<A>& s, A z) {
   if (z > s.m) {
     s.mass = s.mass * exp_below(s.m - z) + 1;
@@ -74,7 +39,7 @@ lse_parts_kernel(ANL_PARAM RowTeamParam<Accumulator<T>> p) {
   const int K = int(p.args.shape.K);
   Partials<A> s = Partials<A>::nothing();
   if (counted) {
-    const ColumnRow<T> z(p.args.logits, p.args.shape, seat.n);
+    const StridedRow<T> z(p.args.logits, p.args.shape, seat.n);
     const int whole = z.in_vectors() ? K / width<T> * width<T> : 0;
     for (int k = seat.rank * width<T>; k < whole; k += seat.size * width<T>) {
       A z_k[width<T>];
@@ -175,7 +140,7 @@ public:
   }
 
 private:
-  const ColumnRow<T> z_, out_;
+  const StridedRow<T> z_, out_;
   const ColumnSlopes<A> slopes_;
   const Seat seat_;
   const int K_;
@@ -225,7 +190,7 @@ column_sums_kernel(ANL_PARAM ColumnSumsParam<Accumulator<T>> p) {
   for (int64_t n = group * p.rows_of_group + place; n < last && n < rows; n += step) {
     if (!counts(p.args, n))
       continue;
-    const ColumnRow<T> z(p.args.logits, p.args.shape, n);
+    const StridedRow<T> z(p.args.logits, p.args.shape, n);
     const A m = lse_parts_of<A>(p.args, n)[0], log_s = lse_parts_of<A>(p.args, n)[1];
 #pragma unroll
     for (int c = 0; c < columns_of_thread; ++c) {
@@ -287,19 +252,9 @@ ColumnPlan plan_columns(ColumnArgs args, const Place& place) {
   return plan;
 }
 
-template <class T> struct TeamOfRow {
-  int lanes;
-  Grid grid;
-  TeamOfRow(const ColumnArgs& args) {
-    const bool neighbours = args.logits.cls == 1;
-    const bool by_block = neighbours && args.shape.K * int64_t(sizeof(T)) > limits().warp_bytes;
-    const int apart = rows_are_neighbours(args) ? 1 : lanes_for(args.shape.K);
-    lanes = by_block ? 0 : apart;
-    const int64_t held = by_block ? 1 : row_threads / lanes;
-    grid = {ceil_div(args.shape.rows(), held), 1, row_threads,
-            by_block ? int64_t(Cluster::shared_bytes) : 0};
-  }
-};
+Seats seats_for(const ColumnArgs& args, int element_size) {
+  return {args.shape, args.logits, rows_are_neighbours(args), element_size};
+}
 
 } // namespace
 
@@ -316,9 +271,9 @@ void column_sums(const ColumnSumsArgs& given, const Place& place) {
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
     using A = Accumulator<T>;
-    const TeamOfRow<T> team(args);
-    launch(lse_parts_kernel<T>, "lse_parts", team.grid, place.stream,
-           RowTeamParam<A>{args, team.lanes});
+    const Seats seats = seats_for(args, sizeof(T));
+    launch(lse_parts_kernel<T>, "lse_parts", seats.grid, place.stream,
+           RowTeamParam<A>{args, seats.lanes});
     const Grid grid = {plan.groups * plan.across, 1, row_threads,
                        int64_t(row_threads * columns_of_thread * sizeof(A))};
     launch(column_sums_kernel<T>, "column_sums", grid, place.stream,
@@ -333,9 +288,9 @@ void column_grad(const ColumnGradArgs& given, const Place& place) {
   canonical(args.shape, args.logits, args.grad);
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
-    const TeamOfRow<T> team(args);
-    launch(column_grad_kernel<T>, "column_grad", team.grid, place.stream,
-           RowTeamParam<Accumulator<T>>{args, team.lanes});
+    const Seats seats = seats_for(args, sizeof(T));
+    launch(column_grad_kernel<T>, "column_grad", seats.grid, place.stream,
+           RowTeamParam<Accumulator<T>>{args, seats.lanes});
   });
 }
 

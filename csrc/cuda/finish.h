@@ -1,8 +1,8 @@
-// From a row's partials to its results: sums, heads, what is stored for the row.
+// From a row's partials to its results: sums, loss heads, what is stored for the row.
 #pragma once
 
 #include "plan.h"
-#include "row.h"
+#include "row_sweeps.h"
 
 namespace anl::cuda {
 
@@ -48,8 +48,8 @@ ANL_DEVICE void store_argmax(const RowLossArgs& args, int64_t n, const Best<A>& 
   args.argmax[n] = best.z > -A(INFINITY) || label.z_y > -A(INFINITY) ? index : 0;
 }
 
-// The heads of a row, by whoever runs them; `reports` stores what is kept of it, `leads` puts the
-// gradient's numbers, times `factor`, into the slots.
+// The loss heads of a row, by whoever runs them; `reports` stores what is kept of it, `leads` puts
+// the gradient's numbers, times `factor`, into the slots.
 template <class A>
 ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>& label,
                              const RowSums<A>& row, const RowSlots<A>& slots, bool leads,
@@ -62,7 +62,7 @@ ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>
     store_to(args.term_losses, n * T + t, label.counted ? loss : A(0));
     store_to(args.saved, n * (num_saved + T) + num_saved + t, G);
   };
-  const Slopes<A> slopes =
+  const RowSlopes<A> slopes =
       run_heads(p.terms, static_cast<const A*>(args.term_weights), row, slots, leads, factor, put);
   if (reports)
     store_row(args, n, label, row, slopes);

@@ -27,7 +27,7 @@ template <class A> ANL_FN int slot_bytes(int num_dense) {
 }
 
 template <class A> RowLossParam<A> param_of(const RowLossArgs& args, const Plan& plan) {
-  return {args, plan, args.probs.data || args.argmax || args.lse, terms_of<A>(args)};
+  return {args, plan, reads_ignored_rows(args), terms_of<A>(args)};
 }
 
 template <class A> struct RowGradParam {

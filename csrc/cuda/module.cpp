@@ -1,5 +1,6 @@
 // The module anl_kernels._cuda: what is not an operator. Facts of the build, the limits between the
 // forms of kernels.
+#include "../bindings.h"
 #include "../facts.h"
 #include "interface.h"
 #include "ops.h"
@@ -84,8 +85,10 @@ template <anl::cuda::LaunchOf* of> py::dict launch_of(const at::Tensor& logits) 
 PYBIND11_MODULE(_cuda, module) {
   module.attr("device_type") = device_type;
   module.attr("max_terms") = anl::cuda::max_terms;
+  anl::bind_operators(module, "anl_kernels_cuda");
   module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
   module.def("dense_functors", anl::dense_functors, "Those whose sum needs the row's lse.");
+  module.def("row_outputs", anl::row_outputs, "The outputs of rows, in the order of their bits.");
   module.def("compiler", anl::compiler, "What compiled this module for the host.");
   module.def("cuda_version", cuda_version, "The CUDA that the kernels were compiled with.");
   module.def("architectures", architectures, "The compute capabilities they were compiled for.");

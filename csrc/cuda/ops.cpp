@@ -25,10 +25,10 @@ void check_device(const char* name, const Tensor& tensor, const Tensor& logits) 
               " and must be on ", logits.device(), ", as the logits are; move it there with .to()");
 }
 
-TermList terms_of(at::IntArrayRef functors, at::ArrayRef<double> numbers) {
-  TORCH_CHECK(functors.size() <= size_t(max_terms), "terms: the CUDA kernels take a sum of up to ",
-              max_terms, ", got ", functors.size(), "; choose ak.use_backend('triton')");
-  return {functors, numbers, num_functors()};
+void check_num_terms(const Request& request) {
+  TORCH_CHECK(request.terms.size() <= size_t(max_terms),
+              "terms: the CUDA kernels take a sum of up to ", max_terms, ", got ",
+              request.terms.size(), "; choose ak.use_backend('triton')");
 }
 
 // Memory to work in may go back to the allocator at once: whoever gets it next in this stream comes
@@ -42,47 +42,62 @@ void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
   cuda::row_loss(args, workspace, place);
 }
 
-// See Backend.row_loss in anl_kernels/interface.py.
-Outputs row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                 const OptionalTensor& term_weights, at::IntArrayRef functors,
-                 at::ArrayRef<double> numbers, int64_t ignore_index, bool reduce, bool write_grad,
-                 bool inplace, bool write_saved, bool aux, bool probs) {
+std::vector<Tensor> row_loss_of(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                                const OptionalTensor& term_weights, const Request& request) {
   check_device("target", target, logits);
   check_device("row_scale", row_scale, logits);
   if (term_weights)
     check_device("term_weights", *term_weights, logits);
+  check_num_terms(request);
   const OnDeviceOf device(logits);
-  RowLossCall call(logits, target, row_scale, term_weights, terms_of(functors, numbers),
-                   ignore_index, {write_grad, inplace, write_saved, aux, probs}, allocate);
+  RowLossCall call(logits, target, row_scale, term_weights, request, allocate);
   if (!call.empty())
     run(call.args, call.logits, device.place());
-  const Tensor scaled = std::get<1>(call.outputs).view(target.sizes()).mul(call.scale);
-  std::get<0>(call.outputs) = reduce ? scaled.sum() : scaled;
-  return std::move(call.outputs);
+  if (request.wants(Output::loss)) {
+    const Tensor scaled = call.row_losses.view(target.sizes()).mul(call.scale);
+    call.loss = request.reduce ? scaled.sum() : scaled;
+  }
+  return call.results();
 }
 
-// See Backend.row_grad.
+// See Backend.row_loss in anl_kernels/interface.py.
+std::vector<Tensor> row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                             const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  const Request request = ANL_REQUEST;
+  TORCH_CHECK(!request.overwrites(), "row_loss_ is for inplace");
+  return row_loss_of(logits, target, row_scale, term_weights, request);
+}
+
+std::vector<Tensor> row_loss_(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                              const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  bump_version(logits);
+  return row_loss_of(logits, target, row_scale, term_weights, ANL_REQUEST);
+}
+
+// See Backend.row_grad_into.
 void row_grad_into(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                   const Tensor& row_scale, const Tensor& saved, at::IntArrayRef functors,
-                   at::ArrayRef<double> numbers, int64_t ignore_index) {
+                   const Tensor& row_scale, const Tensor& saved, ANL_REQUEST_PARAMETERS) {
   check_device("grad", grad, logits);
   check_device("target", target, logits);
   check_device("row_scale", row_scale, logits);
   check_device("saved", saved, logits);
+  bump_version(grad);
   if (logits.numel() == 0)
     return;
+  const Request request = ANL_REQUEST;
+  check_num_terms(request);
   const OnDeviceOf device(logits);
-  const RowGradCall call(grad, logits, target, row_scale, saved, terms_of(functors, numbers),
-                         ignore_index);
+  const RowGradCall call(grad, logits, target, row_scale, saved, request);
   cuda::row_grad(call.args, device.place());
 }
 
 // See Kernels.shard_partials.
 std::tuple<Tensor, Tensor> shard_partials(const Tensor& logits, const Tensor& target,
-                                          int64_t ignore_index, bool aux) {
+                                          ANL_REQUEST_PARAMETERS) {
   check_device("target", target, logits);
   const OnDeviceOf device(logits);
-  const ShardPartialsCall call(logits, target, ignore_index, aux);
+  const Request request = ANL_REQUEST;
+  const ShardPartialsCall call(logits, target, request);
   if (!call.empty())
     cuda::shard_partials(call.args, device.place());
   return {call.partials, call.best};
@@ -90,36 +105,44 @@ std::tuple<Tensor, Tensor> shard_partials(const Tensor& logits, const Tensor& ta
 
 // See Kernels.shard_sums.
 Tensor shard_sums(const Tensor& logits, const Tensor& target, const Tensor& partials,
-                  at::IntArrayRef functors, at::ArrayRef<double> numbers, int64_t ignore_index,
-                  bool aux) {
+                  ANL_REQUEST_PARAMETERS) {
   check_device("target", target, logits);
   check_device("partials", partials, logits);
   const OnDeviceOf device(logits);
-  const ShardSumsCall call(logits, target, partials, terms_of(functors, numbers), ignore_index,
-                           aux);
+  const Request request = ANL_REQUEST;
+  check_num_terms(request);
+  const ShardSumsCall call(logits, target, partials, request);
   if (!call.empty())
     cuda::shard_sums(call.args, device.place());
   return call.sums;
 }
 
 // See Kernels.shard_finish.
-ShardOutputs shard_finish(const Tensor& partials, const Tensor& sums, const Tensor& target,
-                          const OptionalTensor& term_weights, at::IntArrayRef functors,
-                          at::ArrayRef<double> numbers, int64_t ignore_index, bool write_saved,
-                          bool aux) {
+std::vector<Tensor> shard_finish(const Tensor& partials, const Tensor& sums, const Tensor& target,
+                                 const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
   check_device("sums", sums, partials);
   check_device("target", target, partials);
   if (term_weights)
     check_device("term_weights", *term_weights, partials);
   const OnDeviceOf device(partials);
-  const ShardFinishCall call(partials, sums, target, term_weights, terms_of(functors, numbers),
-                             ignore_index, write_saved, aux);
+  const Request request = ANL_REQUEST;
+  check_num_terms(request);
+  const ShardFinishCall call(partials, sums, target, term_weights, request);
   if (!call.empty())
     cuda::shard_finish(call.args, device.place());
-  return call.outputs;
+  return call.results();
 }
 
 Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, allocate); }
+
+// As row_grad_into, to a tensor of its own.
+Tensor row_grad(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                const Tensor& saved, ANL_REQUEST_PARAMETERS) {
+  const Tensor grad = empty_like_rows(logits);
+  row_grad_into(grad, logits, target, row_scale, saved, functors, numbers, moving, ignore_index,
+                outputs, reduce, inplace);
+  return grad;
+}
 
 Tensor softmax(const Tensor& given) {
   const OnDeviceOf device(given);
@@ -174,6 +197,7 @@ void column_grad(const Tensor& grad, const Tensor& logits, const OptionalTensor&
 
 // See Backend.scale_. The kernel walks memory, which a tensor without gaps is.
 void scale_(const Tensor& tensor, const Tensor& factor) {
+  bump_version(tensor);
   check_device("factor", factor, tensor);
   if (tensor.numel() == 0)
     return;
@@ -191,6 +215,8 @@ TORCH_LIBRARY(anl_kernels_cuda, library) { define_operators(library); }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
   library.impl("row_loss", row_loss);
+  library.impl("row_loss_", row_loss_);
+  library.impl("row_grad", row_grad);
   library.impl("row_grad_into", row_grad_into);
   library.impl("shard_partials", shard_partials);
   library.impl("shard_sums", shard_sums);

@@ -1,5 +1,6 @@
 // Rows that have some of their classes here and the others on other devices: what each device finds
-// before and after they have merged their partials, and the heads. row_grad writes the gradient.
+// before and after they have merged their partials, and the loss heads. row_grad writes the
+// gradient.
 #include "tile_moves.h"
 
 namespace anl::cuda {
@@ -83,7 +84,7 @@ ANL_DEVICE void by_lanes(const ShardParam& p, const Action& action) {
 
 // ---- what is done to it ------------------------------------------------------------------------
 
-template <class A> struct WriteStatistics {
+template <class A> struct WritePartials {
   const ShardArgs& args;
 
   template <class Source, class Team>
@@ -118,13 +119,13 @@ template <class A> struct WriteSums {
 template <class T>
 ANL_KERNEL(row_threads, sizeof(T) == 8 ? 2 : reading_blocks)
 shard_partials_kernel(ANL_PARAM ShardParam p) {
-  by_cluster<T, StreamedInPairs<T>>(p, WriteStatistics<Accumulator<T>>{p.args});
+  by_cluster<T, StreamedInPairs<T>>(p, WritePartials<Accumulator<T>>{p.args});
 }
 
 template <class T>
 ANL_KERNEL(tile_threads, sizeof(T) == 8 ? 4 : 8)
 shard_partials_elements_kernel(ANL_PARAM ShardParam p) {
-  by_lanes<T>(p, WriteStatistics<Accumulator<T>>{p.args});
+  by_lanes<T>(p, WritePartials<Accumulator<T>>{p.args});
 }
 
 template <class T>

@@ -1,10 +1,10 @@
 // The gradient of a softmax: p (g - sum p g).
-#include "kernels.h"
+#include "seats.h"
 
 namespace anl::cuda {
 namespace {
 
-template <class A> struct SoftmaxBackwardParam {
+struct SoftmaxBackwardParam {
   SoftmaxBackwardArgs args;
   int lanes; // of a row; 0: the block
 };
@@ -12,73 +12,54 @@ template <class A> struct SoftmaxBackwardParam {
 // Classes that a thread meets of a row, in vectors where all three rows allow it.
 template <class T> struct ThreeRows {
   using A = Accumulator<T>;
-  const T *p, *g;
-  T* out;
-  int64_t p_step, g_step, out_step;
-  int K;
+  const StridedRow<T> p, g, out;
+  const int rank, size, K, whole; // classes from the front that are whole vectors
 
-  ANL_DEVICE ThreeRows(const SoftmaxBackwardArgs& args, int64_t n)
-      : p(row_of<T>(args.probs, args.shape, n)), g(row_of<T>(args.upstream, args.shape, n)),
-        out(row_of<T>(args.grad, args.shape, n)), p_step(args.probs.cls), g_step(args.upstream.cls),
-        out_step(args.grad.cls), K(int(args.shape.K)) {}
+  ANL_DEVICE ThreeRows(const SoftmaxBackwardArgs& args, const Seat& seat, int64_t n)
+      : p(args.probs, args.shape, n), g(args.upstream, args.shape, n),
+        out(args.grad, args.shape, n), rank(seat.rank), size(seat.size), K(int(args.shape.K)),
+        whole(p.in_vectors() && g.in_vectors() && out.in_vectors() ? K / width<T> * width<T> : 0) {}
 
-  // Classes from the front that are whole vectors.
-  ANL_DEVICE int in_vectors() const {
-    const bool neighbours = p_step == 1 && g_step == 1 && out_step == 1;
-    const bool aligned = misaligned(p) + misaligned(g) + misaligned(out) == 0;
-    return neighbours && aligned ? K / width<T> * width<T> : 0;
-  }
-
-  ANL_DEVICE A dot(int rank, int size) const {
+  ANL_DEVICE A dot() const {
     A sum = 0;
-    const int whole = in_vectors();
     for (int k = rank * width<T>; k < whole; k += size * width<T>) {
       A p_k[width<T>], g_k[width<T>];
-      unpack<T>(load16(p + k), p_k);
-      unpack<T>(load16(g + k), g_k);
+      p.load(k, p_k);
+      g.load(k, g_k);
 #pragma unroll
       for (int i = 0; i < width<T>; ++i)
         sum += p_k[i] * g_k[i];
     }
     for (int k = whole + rank; k < K; k += size)
-      sum += A(widen(p[k * p_step])) * A(widen(g[k * g_step]));
+      sum += p[k] * g[k];
     return sum;
   }
 
-  ANL_DEVICE void write(A dot, int rank, int size) const {
-    const int whole = in_vectors();
+  ANL_DEVICE void write(A dot) const {
     for (int k = rank * width<T>; k < whole; k += size * width<T>) {
       A p_k[width<T>], g_k[width<T>];
-      unpack<T>(load16(p + k), p_k);
-      unpack<T>(load16(g + k), g_k);
+      p.load(k, p_k);
+      g.load(k, g_k);
 #pragma unroll
       for (int i = 0; i < width<T>; ++i)
         p_k[i] *= g_k[i] - dot;
-      store16(out + k, pack<T>(p_k));
+      out.store(k, p_k);
     }
     for (int k = whole + rank; k < K; k += size)
-      out[k * out_step] = narrow<T>(A(widen(p[k * p_step])) * (A(widen(g[k * g_step])) - dot));
+      out.put(k, p[k] * (g[k] - dot));
   }
 };
 
 template <class T>
 ANL_KERNEL(row_threads, 4)
-softmax_backward_kernel(ANL_PARAM SoftmaxBackwardParam<Accumulator<T>> p) {
+softmax_backward_kernel(ANL_PARAM SoftmaxBackwardParam p) {
   using A = Accumulator<T>;
-  const int lanes = p.lanes ? p.lanes : threads();
-  const int64_t n = block_x() * (threads() / lanes) + thread() / lanes;
-  const bool exists = n < p.args.shape.B * p.args.shape.M;
-  const ThreeRows<T> rows(p.args, exists ? n : 0);
-  const int rank = thread() % lanes;
-  Sums<A> sums = {exists ? rows.dot(rank, lanes) : A(0), 0};
-  if (p.lanes) {
-    sums = Lanes(lanes).reduce(sums);
-  } else {
-    Cluster team(shared_memory());
-    sums = team.reduce(sums);
-  }
+  const Seat seat(p.lanes);
+  const bool exists = seat.n < p.args.shape.B * p.args.shape.M;
+  const ThreeRows<T> rows(p.args, seat, exists ? seat.n : 0);
+  const Sums<A> sums = seat.reduce(Sums<A>{exists ? rows.dot() : A(0), 0});
   if (exists)
-    rows.write(sums.value, rank, lanes);
+    rows.write(sums.value);
 }
 
 } // namespace
@@ -89,14 +70,10 @@ void softmax_backward(const SoftmaxBackwardArgs& given, const Place& place) {
   canonical(args.shape, args.probs, args.upstream, args.grad);
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
-    const bool neighbours = args.probs.cls == 1;
-    const bool by_block = neighbours && args.shape.K * int64_t(sizeof(T)) > limits().warp_bytes;
-    const int lanes = by_block ? 0 : neighbours || args.shape.M == 1 ? lanes_for(args.shape.K) : 1;
-    const int64_t held = by_block ? 1 : row_threads / lanes;
-    launch(softmax_backward_kernel<T>, "softmax_backward",
-           {ceil_div(args.shape.rows(), held), 1, row_threads,
-            by_block ? int64_t(Cluster::shared_bytes) : 0},
-           place.stream, SoftmaxBackwardParam<Accumulator<T>>{args, lanes});
+    const bool one_thread = args.probs.cls != 1 && args.shape.M != 1;
+    const Seats seats(args.shape, args.probs, one_thread, sizeof(T));
+    launch(softmax_backward_kernel<T>, "softmax_backward", seats.grid, place.stream,
+           SoftmaxBackwardParam{args, seats.lanes});
   });
 }
 

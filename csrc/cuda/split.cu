@@ -138,7 +138,7 @@ int64_t split_workspace(const RowLossArgs& args, const Plan& plan) {
     using T = decltype(storage);
     using A = Accumulator<T>;
     bytes = args.shape.rows() * parts_of_row(plan, args.shape, sizeof(T)) *
-            bytes_of_part<A>(num_dense_of(args));
+            bytes_of_part<A>(terms_of<A>(args).num_dense);
   });
   return bytes;
 }

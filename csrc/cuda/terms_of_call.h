@@ -31,40 +31,19 @@ template <class A> struct Terms {
   int dense[max_terms]; // which terms those are
 };
 
-// Calls action(functor) with the one of that number.
-template <class A, class Action>
+// Calls action(functor) with the one of that number. Where only dense ones come, no code is made
+// for the others.
+template <bool dense_only = false, class A, class Action>
 ANL_DEVICE void with_functor(const Term<A>& term, const Action& action) {
   switch (term.functor) {
 #define ANL_CASE(name, F)                                                                          \
   case place_of_##F:                                                                               \
-    action(*reinterpret_cast<const F<A>*>(term.numbers));                                          \
-    break;
-    ANL_FOR_EACH_FUNCTOR(ANL_CASE)
-#undef ANL_CASE
-  }
-}
-
-// The same where only dense ones come, so that no code is made for the others.
-template <class A, class Action>
-ANL_DEVICE void with_dense_functor(const Term<A>& term, const Action& action) {
-  switch (term.functor) {
-#define ANL_CASE(name, F)                                                                          \
-  case place_of_##F:                                                                               \
-    if constexpr (F<A>::sum == Sum::Dense)                                                         \
+    if constexpr (!dense_only || F<A>::sum == Sum::Dense)                                          \
       action(*reinterpret_cast<const F<A>*>(term.numbers));                                        \
     break;
     ANL_FOR_EACH_FUNCTOR(ANL_CASE)
 #undef ANL_CASE
   }
-}
-
-// How many terms have sums of their own.
-inline int num_dense_of(const RowArgs& args) {
-#define ANL_IS_DENSE(name, F) F<float>::sum == Sum::Dense,
-  constexpr bool is_dense[] = {ANL_FOR_EACH_FUNCTOR(ANL_IS_DENSE)};
-#undef ANL_IS_DENSE
-  return int(std::count_if(args.terms, args.terms + args.num_terms,
-                           [&](const TermSpec& term) { return is_dense[term.functor]; }));
 }
 
 template <class F, class A> void make(Term<A>& term, const double* scalars) {
@@ -78,20 +57,16 @@ template <class A> Terms<A> terms_of(const RowArgs& args) {
   if (args.num_terms > max_terms)
     throw std::runtime_error("anl_kernels: a sum has at most " + std::to_string(max_terms) +
                              " terms on the cuda backend, got " + std::to_string(args.num_terms));
+#define ANL_MAKE(name, F) make<F<A>, A>,
+  constexpr void (*makers[])(Term<A>&, const double*) = {ANL_FOR_EACH_FUNCTOR(ANL_MAKE)};
+#undef ANL_MAKE
   Terms<A> terms = {};
   terms.count = args.num_terms;
   for (int t = 0; t < args.num_terms; ++t) {
     Term<A>& term = terms.term[t];
     term.functor = args.terms[t].functor;
     term.weight = A(args.terms[t].weight);
-    switch (term.functor) {
-#define ANL_CASE(name, F)                                                                          \
-  case place_of_##F:                                                                               \
-    make<F<A>>(term, args.terms[t].scalars);                                                       \
-    break;
-      ANL_FOR_EACH_FUNCTOR(ANL_CASE)
-#undef ANL_CASE
-    }
+    makers[term.functor](term, args.terms[t].scalars);
     term.slot = term.sum == Sum::Dense ? terms.num_dense : -1;
     if (term.sum == Sum::Dense)
       terms.dense[terms.num_dense++] = t;

@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 import anl_kernels as ak
 from anl_kernels.backends.triton import launch
-from anl_kernels.interface import RowRequest, accumulator_dtype
+from anl_kernels.interface import AUX, RowRequest, accumulator_dtype
 from anl_kernels.terms import as_terms
 
 TARGETS = {
@@ -39,49 +39,49 @@ EVERYTHING = sum(
     [ak.CE(0.1), ak.NCE(), ak.NNCE(1e-9), ak.NFL(), ak.NNFL(min_prob=1e-9, detach_weight=False),
      ak.GCE(), ak.AGCE(1, 2), ak.AUL(2, 1), ak.NGCE(), ak.AMSE(3), ak.ZLoss()]
 )  # fmt: skip
-ONE_PASS = {"write_grad": True}
-STATISTICS = {"write_saved": True}
-AUX = {"write_grad": True, "aux": True, "probs": True}
+ONE_PASS = ("row_losses", "grad")
+SAVED = ("row_losses", "saved")
+EVERY_OUTPUT = (*ONE_PASS, "probs", *AUX)
 bf16, f16, f32, f64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
-# name: (shape, dtype, terms, request); the gradient of a "partials" case is audited with it.
-CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, dict[str, bool]]] = {
+# name: (shape, dtype, terms, outputs); the gradient of a case with "saved" is audited with it.
+CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, tuple[str, ...]]] = {
     "rows10_f32_anl": ((65536, 10), f32, ANL, ONE_PASS),
     "rows1000_f32_anl": ((4096, 1000), f32, ANL, ONE_PASS),
     "rows1000_bf16_anlfl": ((4096, 1000), bf16, ANL_FL, ONE_PASS),
     "tile8192_f32_anl": ((4096, 8192), f32, ANL, ONE_PASS),
     "tile8192_bf16_anl": ((4096, 8192), bf16, ANL, ONE_PASS),
-    "tile8192_f32_all": ((4096, 8192), f32, EVERYTHING, AUX),
+    "tile8192_f32_all": ((4096, 8192), f32, EVERYTHING, EVERY_OUTPUT),
     "tile2048_f64_anl": ((4096, 2048), f64, ANL, ONE_PASS),
     "sweep32000_f32_anl": ((1024, 32000), f32, ANL, ONE_PASS),
     "sweep32768_bf16_anl": ((8192, 32768), bf16, ANL, ONE_PASS),
     "sweep128256_bf16_anl": ((8192, 128256), bf16, ANL, ONE_PASS),
     "sweep131072_bf16_ce": ((8192, 131072), bf16, ak.CE(), ONE_PASS),
     "sweep131072_bf16_anlfl": ((8192, 131072), bf16, ANL_FL, ONE_PASS),
-    "sweep131072_f32_all": ((8192, 131072), f32, EVERYTHING, AUX),
-    "sweep131072_f16_anl": ((8192, 131072), f16, ANL, STATISTICS),
+    "sweep131072_f32_all": ((8192, 131072), f32, EVERYTHING, EVERY_OUTPUT),
+    "sweep131072_f16_anl": ((8192, 131072), f16, ANL, SAVED),
     "sweep50257_bf16_anl": ((8192, 50257), bf16, ANL, ONE_PASS),
     "sweep32000_f64_anl": ((1024, 32000), f64, ANL, ONE_PASS),
-    "split1m_f32_anl": ((8, 1_000_000), f32, ANL, STATISTICS),
-    "split1m_bf16_all": ((8, 1_000_000), bf16, EVERYTHING, {**STATISTICS, "aux": True}),
+    "split1m_f32_anl": ((8, 1_000_000), f32, ANL, SAVED),
+    "split1m_bf16_all": ((8, 1_000_000), bf16, EVERYTHING, (*SAVED, *AUX)),
     "positions21_f32_anl": ((8, 21, 512, 512), f32, ANL, ONE_PASS),
     "positions21_bf16_anl": ((8, 21, 512, 512), bf16, ANL, ONE_PASS),
     "positions150_bf16_anl": ((8, 150, 512, 512), bf16, ANL, ONE_PASS),
-    "positions150_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, STATISTICS),
+    "positions150_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, SAVED),
 }
-SHARD_CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, dict[str, bool]]] = {
-    "shard10_f32_anl": ((65536, 10), f32, ANL, STATISTICS),
-    "shard4096_bf16_anl": ((8192, 4096), bf16, ANL, STATISTICS),
-    "shard8192_f32_all": ((4096, 8192), f32, EVERYTHING, {**STATISTICS, "aux": True}),
-    "shard16032_bf16_anl": ((8192, 16032), bf16, ANL, STATISTICS),
-    "shard32768_bf16_anlfl": ((8192, 32768), bf16, ANL_FL, STATISTICS),
-    "shard32768_f16_anl": ((8192, 32768), f16, ANL, STATISTICS),
-    "shard32768_f32_all": ((8192, 32768), f32, EVERYTHING, {**STATISTICS, "aux": True}),
-    "shard16032_f64_anl": ((1024, 16032), f64, ANL, STATISTICS),
-    "shard1m_bf16_all": ((8, 1_000_000), bf16, EVERYTHING, {**STATISTICS, "aux": True}),
-    "shard19_positions_bf16_anl": ((8, 19, 512, 512), bf16, ANL, STATISTICS),
-    "shard150_positions_bf16_anl": ((8, 150, 512, 512), bf16, ANL, STATISTICS),
-    "shard150_positions_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, STATISTICS),
+SHARD_CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, tuple[str, ...]]] = {
+    "shard10_f32_anl": ((65536, 10), f32, ANL, SAVED),
+    "shard4096_bf16_anl": ((8192, 4096), bf16, ANL, SAVED),
+    "shard8192_f32_all": ((4096, 8192), f32, EVERYTHING, (*SAVED, *AUX)),
+    "shard16032_bf16_anl": ((8192, 16032), bf16, ANL, SAVED),
+    "shard32768_bf16_anlfl": ((8192, 32768), bf16, ANL_FL, SAVED),
+    "shard32768_f16_anl": ((8192, 32768), f16, ANL, SAVED),
+    "shard32768_f32_all": ((8192, 32768), f32, EVERYTHING, (*SAVED, *AUX)),
+    "shard16032_f64_anl": ((1024, 16032), f64, ANL, SAVED),
+    "shard1m_bf16_all": ((8, 1_000_000), bf16, EVERYTHING, (*SAVED, *AUX)),
+    "shard19_positions_bf16_anl": ((8, 19, 512, 512), bf16, ANL, SAVED),
+    "shard150_positions_bf16_anl": ((8, 150, 512, 512), bf16, ANL, SAVED),
+    "shard150_positions_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, SAVED),
 }
 SOFTMAX_CASES = {
     "softmax1000_f32": ((4096, 1000), f32),
@@ -122,14 +122,16 @@ def main(target_name: str) -> None:
 
 
 def _row_calls() -> dict[str, Any]:
-    def call(shape: Any, dtype: torch.dtype, terms: Any, asked: dict[str, bool]) -> None:
+    def call(shape: Any, dtype: torch.dtype, terms: Any, asked: tuple[str, ...]) -> None:
         logits = torch.empty(shape, dtype=dtype, device="meta")
         target = torch.empty(shape[:1] + shape[2:], dtype=torch.int64, device="meta")
         scale = torch.empty((), dtype=accumulator_dtype(dtype), device="meta")
-        request = RowRequest(as_terms(terms), -100, **asked)
+        request = RowRequest.of(as_terms(terms), -100, *asked)
         out = launch.row_loss(logits, target, scale, None, request)
-        if request.write_saved:
-            launch.row_grad(torch.empty_like(logits), logits, target, scale, out.saved, request)
+        if request.wants("saved"):
+            launch.row_grad_into(
+                torch.empty_like(logits), logits, target, scale, out.saved, request
+            )
         else:
             launch.scale_(out.grad, scale)
 
@@ -137,10 +139,10 @@ def _row_calls() -> dict[str, Any]:
 
 
 def _shard_calls() -> dict[str, Any]:
-    def call(shape: Any, dtype: torch.dtype, terms: Any, asked: dict[str, bool]) -> None:
+    def call(shape: Any, dtype: torch.dtype, terms: Any, asked: tuple[str, ...]) -> None:
         logits = torch.empty(shape, dtype=dtype, device="meta")
         target = torch.empty(shape[:1] + shape[2:], dtype=torch.int64, device="meta")
-        request = RowRequest(as_terms(terms), -100, **asked)
+        request = RowRequest.of(as_terms(terms), -100, *asked)
         partials, _ = launch.shard_partials(logits, target, request)
         sums = launch.shard_sums(logits, target, partials, request)
         launch.shard_finish(partials, sums, target, None, request)
@@ -190,9 +192,8 @@ def audit(kernel: JITFunction, kwargs: dict[str, Any], target: GPUTarget) -> dic
 def _specialise(value: Any, path: tuple[int, ...], constexprs: Any, attrs: Any) -> Any:
     """The type that the JIT gives a run-time argument; it compiles in None and 1."""
     if isinstance(value, tuple):
-        return tuple(
-            _specialise(item, (*path, i), constexprs, attrs) for i, item in enumerate(value)
-        )
+        types = [_specialise(item, (*path, i), constexprs, attrs) for i, item in enumerate(value)]
+        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
     if value is None or (isinstance(value, int) and value == 1):
         constexprs[path] = value
         return "constexpr"

@@ -81,15 +81,15 @@ def test_a_case_for_every_kernel():
 def test_the_compiled_in_terms_carry_their_source():
     """Triton's disk cache must not serve a functor as it was before an edit or a new release."""
     script = (
-        "from anl_kernels.backends.triton.arguments import term_constants\n"
+        "from anl_kernels.backends.triton.structs import compiled\n"
         "from anl_kernels.backends.triton.terms import FUNCTORS\n"
         "from anl_kernels.terms import NNCE, as_terms\n"
-        "before = str(term_constants(as_terms(NNCE()))['TERMS'])\n"
-        "term_constants.cache_clear()\n"
+        "before = str(compiled(as_terms(NNCE())))\n"
+        "compiled.cache_clear()\n"
         "nfl = FUNCTORS['nfl']\n"
         "FUNCTORS['nnce'] = FUNCTORS['nnce']._replace(phi=nfl.phi)\n"
         "nfl.phi.__class__.__repr__ = lambda self: 'same name'\n"
-        "after = str(term_constants(as_terms(NNCE()))['TERMS'])\n"
+        "after = str(compiled(as_terms(NNCE())))\n"
         "assert before[-200:] != after[-200:], (before, after)\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -39,9 +39,9 @@ def blocks_of_processor(launch, registers):
 
 def rows():
     """One for each dtype and number of classes."""
-    from anl_kernels.backends.cuda import library
+    from anl_kernels.backends.choice import extension
 
-    kernels = library.load()
+    kernels = extension("cuda")
     for name, dtype in DTYPES.items():
         for num_classes in CLASSES:
             logits = torch.empty(128, num_classes, dtype=dtype)

@@ -17,8 +17,8 @@ def case(*measurements, table="main", regime="warm", others=0.0, **changes):
     return Case(table, regime, problem, list(measurements), taken_by_others=others)
 
 
-def measured(subject, **ratios):
-    return Measurement(subject, subject.upper(), SPREAD, ratios, first_call_ms=8.0)
+def measured(contender, **ratios):
+    return Measurement(contender, contender.upper(), SPREAD, ratios, first_call_ms=8.0)
 
 
 def results(*cases, failures=(), suite="rows"):
@@ -74,7 +74,7 @@ def gpu_results(*cases, failures=()):
 
 def options(suite, device="cpu", quick=False, **changes):
     """What the command line would give to a suite."""
-    common = {"device": device, "rounds": 500, "subjects": None, "threads": None}
+    common = {"device": device, "rounds": 500, "contenders": None, "threads": None}
     return argparse.Namespace(**common | SUITES[suite].defaults(device, quick) | changes)
 
 

@@ -31,32 +31,36 @@ def spread(median, width=0.02, samples=50):
     return Quantiles(0.9 * low, low, low, median, high, high, 1.1 * high, samples)
 
 
-def timed(rows, classes, times=TIMES, table="main", width=0.02, samples=50, roof="copy", **facts):
-    """A case of these times, with their ratios to ours and to the roof."""
-    about = {"regime": "default", "taken_by_others": 0.0, "floor": 1.0 if roof else None}
+def timed(
+    rows, classes, times=TIMES, table="main", width=0.02, samples=50, roofline="copy", **facts
+):
+    """A case of these times, with their ratios to ours and to the roofline."""
+    about = {"regime": "default", "taken_by_others": 0.0, "floor": 1.0 if roofline else None}
     problem = Problem(rows, classes, **facts.pop("problem", {}))
     measured = [
         Measurement(
             name,
             LABELS.get(name, name),
             spread(ms, width, samples),
-            {base: ms / times[base] for base in ("ours", roof) if base in times},
+            {base: ms / times[base] for base in ("ours", roofline) if base in times},
         )
         for name, ms in times.items()
     ]
-    return Case(table=table, problem=problem, measurements=measured, roof=roof, **about | facts)
+    return Case(
+        table=table, problem=problem, measurements=measured, roofline=roofline, **about | facts
+    )
 
 
 def sized(rows, classes, sizes=SIZES, table="memory"):
     """A case of extra memory, over the logits."""
     measured = [Measurement(n, LABELS.get(n, n), ratios={"logits": s}) for n, s in sizes.items()]
-    return Case(table, "default", Problem(rows, classes), measured, roof=None)
+    return Case(table, "default", Problem(rows, classes), measured, roofline=None)
 
 
 def failing(case, name, error="RuntimeError: no"):
-    """The case with a subject that could not run."""
+    """The case with a contender that could not run."""
     measured = [
-        Measurement(m.subject, m.label, error=error) if m.subject == name else m
+        Measurement(m.contender, m.label, error=error) if m.contender == name else m
         for m in case.measurements
     ]
     return replace(case, measurements=measured)

@@ -1,14 +1,14 @@
-"""What the step of a subject computes."""
+"""What the step of a contender computes."""
 
 from unittest import mock
 
 import torch
 
-from benchmarks.subjects import SUBJECTS
+from benchmarks.contenders import CONTENDERS
 
 
 def loss_and_gradients(name, inputs):
-    """Of a subject's step on the first copy, which has to leave it as it was."""
+    """Of a contender's step on the first copy, which has to leave it as it was."""
     leaves, losses, gradients = inputs.leaves[0], [], {}
     before = [leaf.detach().clone() for leaf in leaves]
     backward = torch.Tensor.backward
@@ -22,7 +22,7 @@ def loss_and_gradients(name, inputs):
 
     hooks = [leaf.register_hook(keep(i)) for i, leaf in enumerate(leaves)]
     with mock.patch.object(torch.Tensor, "backward", recorded):
-        SUBJECTS[name].build(inputs)(0)()
+        CONTENDERS[name].build(inputs)(0)()
     for hook in hooks:
         hook.remove()
     for leaf, values in zip(leaves, before, strict=True):

@@ -8,7 +8,7 @@ from benchmarks.compare import render
 from benchmarks.results import Results
 from tests.benchmarks.samples_for_plots import TIMES, failing, sample, sized, timed
 
-compare = partial(comparisons.compare, ours=lambda subject: subject.startswith("ours"))
+compare = partial(comparisons.compare, ours=lambda contender: contender.startswith("ours"))
 
 
 def run(ours=1.25, copy=1.0, **facts):
@@ -21,7 +21,7 @@ def test_a_run_is_equal_to_itself():
     assert not same.regressed
     assert not same.improvements + same.context + same.doubtful
     assert not same.warnings
-    assert len(same.changes) == len(TIMES) - 1  # the roof is 1 by definition
+    assert len(same.changes) == len(TIMES) - 1  # the roofline is 1 by definition
     assert {change.what for change in same.changes} == {"x copy"}
 
 
@@ -29,7 +29,7 @@ def test_a_slowdown_beyond_noise_is_a_regression():
     found = compare(run(), run(ours=1.5))
     assert found.regressed
     (change,) = found.regressions
-    assert (change.subject, change.before, change.after) == ("ours", 1.25, 1.5)
+    assert (change.contender, change.before, change.after) == ("ours", 1.25, 1.5)
     assert change.size == pytest.approx(0.2)
     # 5% and twice 2% of noise, which add as errors do
     assert change.allowance == pytest.approx(0.05 + 0.02 * 2**0.5)
@@ -38,7 +38,7 @@ def test_a_slowdown_beyond_noise_is_a_regression():
 def test_a_speedup_is_none():
     found = compare(run(ours=1.5), run())
     assert not found.regressed
-    assert [change.subject for change in found.improvements] == ["ours"]
+    assert [change.contender for change in found.improvements] == ["ours"]
 
 
 def test_noise_is_no_regression():
@@ -52,17 +52,19 @@ def test_a_slower_machine_is_no_regression():
     assert not compare(run(), slower).regressed
 
 
-def test_a_faster_roof_is_doubted():
+def test_a_faster_roofline_is_doubted():
     found = compare(run(), run(copy=0.7))
     assert not found.regressed
-    assert {change.doubt for change in found.doubtful} == {"the roof moved, not the milliseconds"}
+    assert {change.doubt for change in found.doubtful} == {
+        "the roofline moved, not the milliseconds"
+    }
     # Milliseconds of another machine say nothing about it.
     other = replace(sample(*run(copy=0.7).cases, cpu="another"))
     assert compare(run(), other).regressed
 
 
-def test_milliseconds_count_where_there_is_no_roof():
-    found = compare(run(roof=None), run(roof=None, ours=1.5))
+def test_milliseconds_count_where_there_is_no_roofline():
+    found = compare(run(roofline=None), run(roofline=None, ours=1.5))
     (change,) = found.regressions
     assert (change.what, change.before, change.after) == ("ms", 1.25, 1.5)
 
@@ -73,7 +75,7 @@ def test_milliseconds_count_where_there_is_no_roof():
 def test_what_is_not_to_be_believed_is_reported_only(facts, why):
     found = compare(run(), run(ours=2.5, **facts))
     assert not found.regressed
-    (change,) = (change for change in found.doubtful if change.subject == "ours")
+    (change,) = (change for change in found.doubtful if change.contender == "ours")
     assert change.doubt == why
     assert f"| {why} |" in render(found)
 
@@ -82,8 +84,8 @@ def test_others_are_context():
     before, after = run(), sample(timed(1024, 32000, TIMES | {"compiled": 9.0}))
     found = compare(before, after)
     assert not found.regressed
-    assert [change.subject for change in found.context] == ["compiled"]
-    assert compare(before, after, ours=lambda subject: subject == "compiled").regressed
+    assert [change.contender for change in found.context] == ["compiled"]
+    assert compare(before, after, ours=lambda contender: contender == "compiled").regressed
 
 
 @pytest.mark.parametrize(("after", "regressed"), [(1.01, False), (1.1, True), (0.5, False)])
@@ -110,9 +112,9 @@ def test_failures_of_ours_are_regressions():
     assert "## Runs now" in render(compare(without("ours"), run()))
 
 
-def test_a_subject_that_is_gone_is_one_that_no_longer_runs():
+def test_a_contender_that_is_gone_is_one_that_no_longer_runs():
     def without(name):
-        times = {subject: ms for subject, ms in TIMES.items() if subject != name}
+        times = {contender: ms for contender, ms in TIMES.items() if contender != name}
         return sample(timed(1024, 32000, times))
 
     gone = compare(run(), without("ours_inplace"))

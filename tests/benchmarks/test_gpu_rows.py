@@ -14,12 +14,12 @@ pytest.importorskip("rich")
 import torch
 import torch.nn.functional as F
 
-from anl_kernels.backends.selection import why_not
+from anl_kernels.backends.choice import why_not
 from benchmarks import cases, cli, devices
+from benchmarks.contenders import CONTENDERS, on_backend, peers
 from benchmarks.gate import gate
 from benchmarks.inputs import make_inputs
 from benchmarks.problems import Problem
-from benchmarks.subjects import SUBJECTS, on_backend, others
 from benchmarks.suite import Spec
 from benchmarks.suites import choices
 from benchmarks.timing import Budget
@@ -52,8 +52,8 @@ def gpu(monkeypatch):
     return fake
 
 
-def timed(*subjects, **changes):
-    return cases.timed(Spec("main", TINY, subjects, **changes), BUDGET)
+def timed(*contenders, **changes):
+    return cases.timed(Spec("main", TINY, contenders, **changes), BUDGET)
 
 
 def test_a_case(gpu):
@@ -69,7 +69,7 @@ def test_a_case(gpu):
 
 
 def test_the_time_of_the_host(gpu):
-    case = timed("ours", "cross_entropy", host=True, roof=None)
+    case = timed("ours", "cross_entropy", clock="host", roofline=None)
     for measured in case.measurements:
         assert measured.milliseconds.samples == 3
         assert measured.host_milliseconds is None
@@ -79,10 +79,10 @@ def test_the_time_of_the_host(gpu):
 
 def test_a_backend_that_cannot_run_is_a_row_that_says_so(gpu, monkeypatch):
     missing = dataclasses.replace(
-        SUBJECTS["cuda"],
-        build=lambda inputs: on_backend("none such", SUBJECTS["copy"].build(inputs)),
+        CONTENDERS["cuda"],
+        build=lambda inputs: on_backend("none such", CONTENDERS["copy"].build(inputs)),
     )
-    monkeypatch.setitem(SUBJECTS, "cuda", missing)
+    monkeypatch.setitem(CONTENDERS, "cuda", missing)
     case = timed("copy", "cuda")
     assert "backend must be one of" in case["cuda"].error
     assert case["copy"].error is None
@@ -131,7 +131,7 @@ def test_liger_gets_logits_of_its_own(monkeypatch):
             liger_cross_entropy=liger_cross_entropy)  # fmt: skip
     inputs = make_inputs(Problem(6, 11), copies=2)
     before = inputs.logits[0].detach().clone()
-    prepare = SUBJECTS["liger"].build(inputs)
+    prepare = CONTENDERS["liger"].build(inputs)
     for i in (0, 1, 0, 0):
         prepare(i)()
     assert all(torch.equal(logits, before) for logits in [*seen, *inputs.logits])
@@ -151,8 +151,8 @@ def test_quack_is_asked_for_a_mean_and_for_a_gradient(monkeypatch):
     package(monkeypatch, "quack.cross_entropy",
             cross_entropy=cross_entropy, cross_entropy_fwd=cross_entropy_fwd)  # fmt: skip
     inputs = make_inputs(Problem(6, 11), copies=1)
-    SUBJECTS["quack"].build(inputs)(0)()
-    SUBJECTS["quack_one_pass"].build(inputs)(0)()
+    CONTENDERS["quack"].build(inputs)(0)()
+    CONTENDERS["quack_one_pass"].build(inputs)(0)()
     assert calls == ["mean", True]
 
 
@@ -163,16 +163,16 @@ def test_the_mean_of_flash_attn_is_taken_outside(monkeypatch):
     package(monkeypatch, "flash_attn.ops.triton.cross_entropy",
             cross_entropy_loss=cross_entropy_loss)  # fmt: skip
     inputs = make_inputs(Problem(6, 11), copies=1)
-    SUBJECTS["flash_attn"].build(inputs)(0)()
+    CONTENDERS["flash_attn"].build(inputs)(0)()
 
 
 def test_the_official_code_leaves_room(monkeypatch):
-    wanted = 8192 * 131072 * others.official_bytes_of_logit(2)
+    wanted = 8192 * 131072 * peers.official_bytes_of_logit(2)
     assert wanted == 32 << 30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 2 * wanted))
-    others._leave_room(wanted)
+    peers._leave_room(wanted)
     with pytest.raises(MemoryError, match="needs about 32 GiB beside its inputs"):
-        others._leave_room(wanted + 1)
+        peers._leave_room(wanted + 1)
 
 
 def test_inputs_that_do_not_fit_are_rows_that_say_so(gpu, monkeypatch):
@@ -267,9 +267,11 @@ def test_a_run(gpu, monkeypatch, tmp_path, capsys):
     )
     monkeypatch.setattr(choices, "runs", lambda name: name == "auto")
     arguments = "rows --device cuda --shapes 6x11 --typical-shape 6x11 --rounds 2"
-    asked = "--dtypes float32 --tables main terms --subjects ours ours_inplace copy official liger"
+    asked = (
+        "--dtypes float32 --tables main terms --contenders ours ours_inplace copy official liger"
+    )
     out = tmp_path / "{device}"
-    assert cli.main([*f"{arguments} {asked} --bars --out".split(), str(out)]) == 0
+    assert cli.main([*f"{arguments} {asked} --targets --out".split(), str(out)]) == 0
     record = json.loads((tmp_path / "nvidia-x100-80-gb" / "rows.json").read_text())
     assert record["environment"]["machine"]["gpu"] == GPU
     assert "cuda" in record["environment"]["versions"]

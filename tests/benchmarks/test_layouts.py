@@ -6,16 +6,15 @@ import torch
 import torch.nn.functional as F
 
 import anl_kernels as ak
-from benchmarks.bars import evaluate
-from benchmarks.bounds import BARS
 from benchmarks.cases import memory, timed
+from benchmarks.contenders import CONTENDERS
 from benchmarks.gate import GATE_BYTES, checked, gate
 from benchmarks.inputs import make_inputs
 from benchmarks.problems import Problem
 from benchmarks.results import case_from
-from benchmarks.subjects import SUBJECTS
 from benchmarks.suite import Spec
 from benchmarks.suites.layouts import LAYOUTS, MAIN, MEMORY_FORMATS
+from benchmarks.targets import evaluate
 from benchmarks.timing import Budget
 from tests.benchmarks.records import case, gpu_results, measured, on_gpu, options, results
 from tests.benchmarks.steps import loss_and_gradients
@@ -26,7 +25,7 @@ TORCH_FORMATS = {
     "channels_last": torch.channels_last,
 }
 ANL = ["ours", "ours_compiled", "compiled", "careful"]
-ON_CPU = [name for name in MAIN if "cpu" in SUBJECTS[name].devices]
+ON_CPU = [name for name in MAIN if "cpu" in CONTENDERS[name].devices]
 
 
 @pytest.fixture(params=MEMORY_FORMATS)
@@ -42,9 +41,7 @@ def inputs(problem):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """What is given to compilers, without them."""
-    for module in ("library", "others"):
-        name = f"benchmarks.subjects.{module}.compiled_alone"
-        monkeypatch.setattr(name, lambda criterion: criterion)
+    monkeypatch.setattr("benchmarks.contenders.base.compiled_alone", lambda criterion: criterion)
 
 
 def has_format(tensor, problem):
@@ -63,13 +60,13 @@ def test_sizes_are_batch_classes_and_pixels():
         ("memory", "float32", "1 x 3 x 4 x 8 channels_last"),
     ]
     assert {(s.problem.rows, s.problem.classes) for s in specs} == {(60, 7), (32, 3)}
-    assert {s.roof for s in specs if s.table == "main"} == {"copy"}
+    assert {s.roofline for s in specs if s.table == "main"} == {"copy"}
 
 
 def test_a_gpu_measures_both_backends():
     (first, *_) = LAYOUTS.specs(options("layouts", "cuda"))
-    assert {"triton", "cuda", "copy", "cross_entropy"} <= set(first.subjects)
-    assert "liger" not in first.subjects  # takes rows alone
+    assert {"triton", "cuda", "copy", "cross_entropy"} <= set(first.contenders)
+    assert "liger" not in first.contenders  # takes rows alone
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -94,9 +91,9 @@ def test_what_is_lent_keeps_its_layout(inputs, problem):
     assert has_format(inputs.spare[0], problem)
 
 
-def test_the_roof_copies_in_the_order_of_memory(inputs, problem):
+def test_the_roofline_copies_in_the_order_of_memory(inputs, problem):
     inputs.spare[0].zero_()
-    copied = SUBJECTS["copy"].build(inputs)(1)()
+    copied = CONTENDERS["copy"].build(inputs)(1)()
     assert copied is inputs.spare[0]
     assert torch.equal(copied, inputs.logits[1])
     assert copied.stride() == inputs.logits[1].stride()
@@ -111,7 +108,7 @@ def test_all_of_anl_give_the_same(name, inputs, uncompiled):
 
 
 def test_in_place_gives_the_same_in_the_layout_it_found(inputs, problem):
-    SUBJECTS["ours_inplace"].build(inputs)(0)()
+    CONTENDERS["ours_inplace"].build(inputs)(0)()
     _, (true,) = loss_and_gradients("official", inputs)
     assert error(inputs.spare[0], true) <= 1e-5
     assert has_format(inputs.spare[0], problem)
@@ -131,11 +128,11 @@ def test_cross_entropy_is_of_every_pixel(name, inputs, uncompiled):
     assert error(gradient, loss_and_gradients("official", inputs)[1][0]) > 0.1
 
 
-def test_every_subject_is_measured(problem, uncompiled):
+def test_every_contender_is_measured(problem, uncompiled):
     one = timed(Spec("main", problem, tuple(ON_CPU), "warm"), Budget(0.01, 2))
-    assert [(m.subject, m.error) for m in one.measurements] == [(name, None) for name in ON_CPU]
-    assert one.auto == ak.backends.selection.choose_backend("cpu")
-    assert all(one.over_ours(m) and one.share_of_roof(m) for m in one.measurements)
+    assert [(m.contender, m.error) for m in one.measurements] == [(name, None) for name in ON_CPU]
+    assert one.auto == ak.backends.choice.best("cpu")
+    assert all(one.over_ours(m) and one.share_of_roofline(m) for m in one.measurements)
     assert case_from(json.loads(json.dumps(asdict(one)))) == one
 
 
@@ -152,7 +149,7 @@ def test_the_gate_is_red_where_pixels_are_taken_for_others(problem, monkeypatch)
     def wrong(logits, target):
         return ak.anl(logits, target.flip(2))
 
-    monkeypatch.setitem(SUBJECTS, "ours", replace(SUBJECTS["ours"], criterion=wrong))
+    monkeypatch.setitem(CONTENDERS, "ours", replace(CONTENDERS["ours"], criterion=wrong))
     checks = list(gate([Spec("main", problem, ("ours",))]))
     assert [check.passed for check in checks] == [False, False]
 
@@ -169,7 +166,7 @@ def test_the_gate_takes_a_part_of_the_pixels(shape):
 
 def test_memory(problem):
     large = replace(problem, classes=64, rows=2 * 128 * 128, grid=(2, 128, 128))
-    spec = Spec("memory", large, ("ours",), roof=None, measured="memory")
+    spec = Spec("memory", large, ("ours",), roofline=None, measured="memory")
     (one,) = memory([asdict(spec)])
     if "OSError" in (one["ours"].error or ""):
         pytest.skip(one["ours"].error)
@@ -185,6 +182,5 @@ def test_cross_entropy_is_no_faster():
     on_cpu = results(slower, faster, other_regime, suite="layouts")
     on_a_gpu = replace(gpu_results(on_gpu(slower), on_gpu(faster)), suite="layouts")
     for run in (on_cpu, on_a_gpu):
-        bars = zip(BARS, evaluate(run, BARS), strict=True)
-        (found,) = (f for bar, f in bars if (bar.suite, bar.device) == ("layouts", run.device))
+        (found,) = evaluate(run, LAYOUTS.targets).values()
         assert [(finding.value, finding.met) for finding in found] == [(0.99, False), (1.0, True)]

@@ -8,17 +8,16 @@ import torch.nn.functional as F
 
 from anl_kernels.linear.chunks import CHUNK_BYTES
 from benchmarks import tables
-from benchmarks.bars import evaluate
-from benchmarks.bounds import BARS
 from benchmarks.cases import memory, timed
+from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.linear import BY_CHUNK, fused, fused_narrow
 from benchmarks.gate import gate
 from benchmarks.inputs import make_inputs
 from benchmarks.problems import Problem
 from benchmarks.run import jobs
-from benchmarks.subjects import SUBJECTS
-from benchmarks.subjects.linear import BY_CHUNK, fused, fused_narrow
 from benchmarks.suite import Spec
 from benchmarks.suites.linear import LINEAR, MAIN, OURS
+from benchmarks.targets import evaluate
 from benchmarks.timing import Budget
 from tests.benchmarks.records import case, gpu_results, measured, on_gpu, options, results
 from tests.benchmarks.steps import loss_and_gradients
@@ -41,11 +40,11 @@ def inputs():
 @pytest.fixture
 def uncompiled(monkeypatch):
     """What is given to compilers, without them."""
-    monkeypatch.setattr("benchmarks.subjects.linear.compiled_alone", lambda criterion: criterion)
+    monkeypatch.setattr("benchmarks.contenders.base.compiled_alone", lambda criterion: criterion)
 
 
-def spec(*subjects, problem=TINY):
-    return Spec("main", problem, subjects, roof="products", ours=OURS)
+def spec(*contenders, problem=TINY):
+    return Spec("main", problem, contenders, roofline="products", ours=OURS)
 
 
 def test_sizes_are_rows_hidden_and_classes():
@@ -59,30 +58,30 @@ def test_sizes_are_rows_hidden_and_classes():
     main, by_chunk, extra_memory = specs
     assert (main.problem.rows, main.problem.hidden, main.problem.classes) == (8, 16, 32)
     for timed_spec in (main, by_chunk):
-        assert (timed_spec.roof, timed_spec.floor, timed_spec.ours) == ("products", 1.0, OURS)
-    assert "products" not in extra_memory.subjects
+        assert (timed_spec.roofline, timed_spec.floor, timed_spec.ours) == ("products", 1.0, OURS)
+    assert "products" not in extra_memory.contenders
     assert (extra_memory.measured, extra_memory.regime) == ("memory", "default")
 
 
 def test_a_gpu_has_its_own_peers_and_dtype():
     specs = LINEAR.specs(options("linear", "cuda"))
     assert {s.problem.dtype for s in specs} == {"bfloat16"}
-    assert all(s.subjects == MAIN for s in specs if s.table == "main")
-    on_cpu = LINEAR.specs(options("linear"))[0].subjects
+    assert all(s.contenders == MAIN for s in specs if s.table == "main")
+    on_cpu = LINEAR.specs(options("linear"))[0].contenders
     assert not {"linear_quack", "linear_fused_narrow"} & set(on_cpu)
 
 
 @pytest.mark.parametrize(("device", "least", "most"), [("cpu", 8, 256), ("cuda", 64, 1024)])
 def test_chunks_are_compared_about_the_default_of_the_device(device, least, most):
     (first, *_) = (s for s in LINEAR.specs(options("linear", device)) if s.table == "chunks")
-    sizes = [name for name in first.subjects if name in BY_CHUNK]
-    assert first.subjects == (OURS, "products", *sizes)
+    sizes = [name for name in first.contenders if name in BY_CHUNK]
+    assert first.contenders == (OURS, "products", *sizes)
     assert (sizes[0], sizes[-1]) == (f"linear_fused_{least}mib", f"linear_fused_{most}mib")
     assert least << 20 < CHUNK_BYTES[device] < most << 20
 
 
 @pytest.mark.parametrize("name", BY_CHUNK)
-def test_a_subject_has_chunks_of_its_size(name, inputs, monkeypatch):
+def test_a_contender_has_chunks_of_its_size(name, inputs, monkeypatch):
     asked = {}
 
     def robust_loss(hidden, weight, target, terms, **keywords):
@@ -90,7 +89,7 @@ def test_a_subject_has_chunks_of_its_size(name, inputs, monkeypatch):
         return (hidden.sum() + weight.sum()).square()
 
     monkeypatch.setattr("anl_kernels.linear_robust_loss", robust_loss)
-    SUBJECTS[name].build(inputs)(0)()
+    CONTENDERS[name].build(inputs)(0)()
     mebibytes = asked.pop("chunk_bytes") >> 20
     assert (f"linear_fused_{mebibytes}mib", asked) == (name, {})
 
@@ -136,9 +135,9 @@ def test_cross_entropy_is_something_else(inputs):
     assert error(loss, loss_and_gradients("linear_official", inputs)[0]) > 0.1
 
 
-def test_the_roof_is_the_three_products(inputs):
+def test_the_roofline_is_the_three_products(inputs):
     hidden, weight = (leaf.detach() for leaf in inputs.leaves[1])
-    logits, of_hidden, of_weight = SUBJECTS["products"].build(inputs)(1)()
+    logits, of_hidden, of_weight = CONTENDERS["products"].build(inputs)(1)()
     torch.testing.assert_close(logits, hidden @ weight.t())
     torch.testing.assert_close(of_hidden, logits @ weight)
     torch.testing.assert_close(of_weight, logits.t() @ hidden)
@@ -191,7 +190,7 @@ def test_what_cannot_run_is_a_row_that_says_so(monkeypatch):
     for module in ("liger_kernel.transformers.functional", "cut_cross_entropy"):
         monkeypatch.setitem(sys.modules, module, None)
     case = timed(spec(OURS, "products", "linear_torch", "linear_liger", "linear_cce"), BUDGET)
-    errors = {m.subject: m.error for m in case.measurements}
+    errors = {m.contender: m.error for m in case.measurements}
     assert (errors.pop(OURS), errors.pop("products")) == (None, None)
     assert errors["linear_torch"].startswith("AttributeError: ")
     assert "linear_cross_entropy" in errors["linear_torch"]
@@ -199,26 +198,28 @@ def test_what_cannot_run_is_a_row_that_says_so(monkeypatch):
     assert errors["linear_cce"].startswith("ModuleNotFoundError: ")
 
 
-def test_others_are_divided_by_ours_and_by_the_roof():
+def test_others_are_divided_by_ours_and_by_the_roofline():
     case = timed(spec(OURS, "products", "linear_unfused_cross_entropy"), BUDGET)
     assert case.ours == OURS
     for measurement in case.measurements:
         assert case.over_ours(measurement) > 0
-        assert case.share_of_roof(measurement) > 0
+        assert case.share_of_roofline(measurement) > 0
         assert case.gigabytes_per_second(measurement) is None
     assert case.over_ours(case[OURS]) == 1
-    assert case.share_of_roof(case["products"]) == 1
+    assert case.share_of_roofline(case["products"]) == 1
 
 
 def test_arithmetic_per_second():
-    one = replace(case(measured("products"), rows=1000, hidden=500, classes=2000), roof="products")
+    one = replace(
+        case(measured("products"), rows=1000, hidden=500, classes=2000), roofline="products"
+    )
     assert one.teraflops_per_second(one["products"]) == pytest.approx(3e-3 / 1e-3)
     assert one.teraflops_per_second(one["linear_fused"]) is None
     assert case(measured("copy")).teraflops_per_second(measured("copy")) is None
     (heading, row) = (
         line.split("|")
         for line in tables.details(results(one, suite="linear")).splitlines()
-        if line.startswith(("| subject", "| PRODUCTS"))
+        if line.startswith(("| contender", "| PRODUCTS"))
     )
     assert row[[cell.strip() for cell in heading].index("TFLOP/s")].strip() == "3"
 
@@ -255,16 +256,16 @@ def test_the_gate_is_red_where_one_gradient_is_wrong(leaf, dtype, monkeypatch):
         tensors[leaf] = exact.detach() + 1.05 * (exact - exact.detach())
         return fused(*tensors)
 
-    monkeypatch.setitem(SUBJECTS, OURS, replace(SUBJECTS[OURS], criterion=wrong))
+    monkeypatch.setitem(CONTENDERS, OURS, replace(CONTENDERS[OURS], criterion=wrong))
     checks = list(gate([spec(OURS, problem=replace(TINY, dtype=dtype))]))
     assert [check.passed for check in checks] == [True, leaf != 0, leaf != 1]
 
 
-def test_memory_is_measured_in_a_process_for_each_subject():
+def test_memory_is_measured_in_a_process_for_each_contender():
     few = [OURS, "linear_unfused_cross_entropy"]
-    asked = options("linear", tables=["memory"], subjects=few, memory_shapes=[(128, 16, 40)])
+    asked = options("linear", tables=["memory"], contenders=few, memory_shapes=[(128, 16, 40)])
     found = jobs(LINEAR.specs(asked), asked)
-    assert [job.arguments["specs"][0]["subjects"] for job in found] == [(name,) for name in few]
+    assert [job.arguments["specs"][0]["contenders"] for job in found] == [(name,) for name in few]
     (one,) = memory(found[0].arguments["specs"])
     if "OSError" in (one[OURS].error or ""):
         pytest.skip(one[OURS].error)
@@ -272,13 +273,11 @@ def test_memory_is_measured_in_a_process_for_each_subject():
     assert one[OURS].ratios["logits"] >= 0
 
 
-def bars_of(run):
-    """The figures of the suite's bars, by title; None where there is no case."""
-    found = zip(BARS, evaluate(run, BARS), strict=True)
+def held(run):
+    """The figures of the suite's targets, by title; None where there is no case."""
     return {
-        bar.title: (findings[0].value, findings[0].met) if findings else None
-        for bar, findings in found
-        if (bar.suite, bar.device) == ("linear", run.device)
+        target.title: (findings[0].value, findings[0].met) if findings else None
+        for target, findings in evaluate(run, LINEAR.targets).items()
     }
 
 
@@ -306,7 +305,7 @@ def test_what_the_fused_head_has_to_reach():
             "head, then official ANL",
         )
     )
-    assert bars_of(results(main, extra, suite="linear")) == {
+    assert held(results(main, extra, suite="linear")) == {
         "fused head / products": (1.06, False),
         "fused head: extra memory / logits": (ours, True),
         chunked: (1.7, False),
@@ -317,7 +316,7 @@ def test_what_the_fused_head_has_to_reach():
         f"{official}: extra memory": (pytest.approx(6.9), False),
     }
     too_much = replace(extra, measurements=[measured("linear_fused", logits=217 / 250)])
-    assert not bars_of(results(too_much, suite="linear"))["fused head: extra memory / logits"][1]
+    assert not held(results(too_much, suite="linear"))["fused head: extra memory / logits"][1]
 
 
 def test_what_the_fused_head_has_to_reach_on_a_gpu():
@@ -328,7 +327,7 @@ def test_what_the_fused_head_has_to_reach_on_a_gpu():
     for beside, fits in ((511, True), (513, False)):
         narrow = measured("linear_fused_narrow", logits=(gradients + beside) / logits)
         run = gpu_results(on_gpu(case(measured("linear_fused", products=1.1), narrow, **sizes)))
-        assert bars_of(replace(run, suite="linear")) == {
+        assert held(replace(run, suite="linear")) == {
             "GPU: fused head / products": (1.1, True),
             memory: (narrow.ratios["logits"], fits),
         }
@@ -337,15 +336,15 @@ def test_what_the_fused_head_has_to_reach_on_a_gpu():
 def test_memory_of_what_was_not_measured_is_not_known():
     sizes = {"rows": 2048, "hidden": 512, "classes": 32000}
     extra = case(measured(OURS), measured("linear_careful", logits=4.0), table="memory", **sizes)
-    found = bars_of(results(extra, suite="linear"))
+    found = held(results(extra, suite="linear"))
     assert found["head, then well-written ANL / fused head: extra memory"] == (None, False)
 
 
 def test_there_is_no_case_of_a_head_that_is_not_fused():
     run = results(case(measured("linear_unfused")), suite="linear")
-    assert set(bars_of(run).values()) == {None}
+    assert set(held(run).values()) == {None}
 
 
 def test_a_spec_survives_the_way_to_its_process():
     (one,) = memory([asdict(replace(spec(OURS), measured="memory"))])
-    assert (one.problem, one.ours, one.roof) == (TINY, OURS, "products")
+    assert (one.problem, one.ours, one.roofline) == (TINY, OURS, "products")

@@ -55,7 +55,7 @@ def test_a_dry_run_has_every_stage():
         "-m pytest",
         "for tool in memcheck racecheck",
         "-m tests.gpu.sanitize",
-        "-m benchmarks --device cuda --bars",
+        "-m benchmarks --device cuda --targets",
         '--out "benchmarks/results/{device}"',
     ):
         assert part in done.stdout

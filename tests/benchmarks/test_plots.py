@@ -52,7 +52,7 @@ def test_a_run_with_gaps_is_drawn(tmp_path):
 
 def test_bars_are_drawn_for_any_suite(tmp_path):
     pytest.importorskip("matplotlib")
-    layered = timed(512, 32000, problem={"hidden": 64}, roof=None)
+    layered = timed(512, 32000, problem={"hidden": 64}, roofline=None)
     run = sample(layered, sized(512, 32000), suite="linear")
     assert [path.name for path in draw(run, tmp_path)] == ["linear-main.png", "linear-memory.png"]
 
@@ -91,7 +91,7 @@ def test_typical_cases():
     assert typical([]) == []
 
 
-def test_a_subject_has_one_colour_and_ours_stands_out():
+def test_a_contender_has_one_colour_and_ours_stands_out():
     times = {"softmax": 1.0, "copy": 0.5, "softmax_liger": 2.0, "another": 3.0, "third": 3.0}
     case = timed(8, 10, times, ours="softmax")
     palette = Palette([case, timed(8, 10)])
@@ -100,14 +100,14 @@ def test_a_subject_has_one_colour_and_ours_stands_out():
     assert len({palette.colour(name) for name in [*TIMES, "another", "third"]}) == len(TIMES) + 2
 
 
-def test_peers_are_neither_the_roof_nor_the_library():
-    assert [m.subject for m in peers(timed(8, 10))] == ["cross_entropy", "compiled", "official"]
+def test_peers_are_neither_the_roofline_nor_the_library():
+    assert [m.contender for m in peers(timed(8, 10))] == ["cross_entropy", "compiled", "official"]
 
 
 def test_a_plot_that_is_full_shows_the_library_and_whoever_is_faster():
     times = {f"peer{i}": 2.0 for i in range(20)} | {"rival": 1.0} | TIMES
     (case,), unseen = in_view([failing(timed(8, 10, times), "official")], 7)
-    assert {m.subject for m in case.measurements} == {
+    assert {m.contender for m in case.measurements} == {
         "ours", "rival", "copy", "ours_inplace", "cross_entropy", "compiled", "peer0",
     }  # fmt: skip
     assert unseen == [f"peer{i}" for i in range(1, 20)]
@@ -126,11 +126,11 @@ def test_curves_have_figures_in_order_and_leave_failures_out():
         return spread and (spread.p10, spread.median, spread.p90)
 
     few, many = timed(64, 32000), failing(timed(64, 1000), "official")
-    lines = {c.subject: c for c in curves([few, many], lambda p: p.classes, milliseconds)}
+    lines = {c.contender: c for c in curves([few, many], lambda p: p.classes, milliseconds)}
     assert [x for x, _ in lines["ours"].points] == [1000, 32000]
     assert [x for x, _ in lines["official"].points] == [32000]
     assert lines["ours"].points[0][1] == pytest.approx((1.225, 1.25, 1.275))
-    assert lines["copy"].is_roof
+    assert lines["copy"].is_roofline
     assert lines["ours"].is_ours
 
 
@@ -168,10 +168,10 @@ def test_counts_on_axes(count, text):
     assert short(count) == text
 
 
-def test_bars_have_units_factors_and_a_roof():
+def test_bars_have_units_factors_and_a_roofline():
     panel = time_panel(timed(128, 32000), 1e3, "µs")
-    roof, ours, *_, official = panel.bars
-    assert (roof.is_roof, roof.value, roof.text) == (True, 1000.0, "1000 µs")
+    roofline, ours, *_, official = panel.bars
+    assert (roofline.is_roofline, roofline.value, roofline.text) == (True, 1000.0, "1000 µs")
     assert (ours.value, ours.text) == (1250.0, "1250 µs")
     assert official.text == "100000 µs (80 x)"
     assert panel.limit == 1000 * CUT
@@ -179,13 +179,13 @@ def test_bars_have_units_factors_and_a_roof():
     assert panel.title == "128 x 32000 float32"
 
 
-def test_the_roof_is_the_least_time_or_a_bar_like_others():
+def test_the_roofline_is_the_least_time_or_a_bar_like_others():
     half = time_panel(timed(8, 10, floor=0.5, problem={"phase": "inference"}), 1, "ms")
     assert (half.bars[0].label, half.bars[0].value) == ("0.5 x copy of the logits", 0.5)
     assert half.title == "8 x 10 float32, inference"
     unknown = time_panel(replace(timed(8, 10), floor=None), 1, "ms")
-    assert not any(bar.is_roof for bar in unknown.bars)
-    assert "copy" in [bar.subject for bar in unknown.bars]
+    assert not any(bar.is_roofline for bar in unknown.bars)
+    assert "copy" in [bar.contender for bar in unknown.bars]
 
 
 def test_bars_of_memory():

@@ -45,7 +45,7 @@ def tree(tmp_path):
     folder.mkdir(parents=True)
     (tmp_path / "README.md").write_text(README)
     (folder / "rows.json").write_text(rows_run().to_json())
-    small = timed(1, 10, {"ours": 0.2, "cross_entropy": 0.1}, roof=None)
+    small = timed(1, 10, {"ours": 0.2, "cross_entropy": 0.1}, roofline=None)
     (folder / "overhead.json").write_text(sample(small, suite="overhead").to_json())
     return tmp_path
 
@@ -156,7 +156,7 @@ def test_a_disturbed_case_is_marked(tree):
     assert "| 1024 x 32000 (disturbed) |" in section_of(tree)
 
 
-def test_columns_are_the_subjects_that_are_there(tree):
+def test_columns_are_the_contenders_that_are_there(tree):
     gpu = sample(
         timed(8192, 32768, {"copy": 1.0, "ours": 1.1, "liger": 2.0, "quack": 1.5}),
         sized(8192, 32768, {"ours": 1.0}),
@@ -175,7 +175,7 @@ def test_columns_are_the_subjects_that_are_there(tree):
 
 def test_many_losses_are_counted(tree):
     slow = {"ours": 1.0, "cross_entropy": 0.5}
-    cases = [timed(1, k, slow | {"cross_entropy": 1 / k}, roof=None) for k in range(2, 12)]
+    cases = [timed(1, k, slow | {"cross_entropy": 1 / k}, roofline=None) for k in range(2, 12)]
     run = sample(*cases, suite="overhead")
     (tree / "results" / "a-cpu" / "overhead.json").write_text(run.to_json())
     assert "F.cross_entropy (does less) in 10 of 10 cases (0.0909 x to 0.5 x)" in section_of(tree)

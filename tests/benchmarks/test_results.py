@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks.bars import render as render_bars
-from benchmarks.bounds import BARS
+from benchmarks import targets
 from benchmarks.environment import device_name
 from benchmarks.results import Check, Measurement, Results, merged
+from benchmarks.suites import SUITES
 from benchmarks.tables import details, render
 from tests.benchmarks.records import (
     SPREAD,
@@ -62,8 +62,9 @@ def test_committed_results_are_read(path):
     assert committed.environment["git"]["dirty"] is False
     assert all(check.passed for check in committed.checks)
     assert f"# {committed.suite}: " in render(committed)
-    held = [bar for bar in BARS if (bar.suite, bar.device) == (committed.suite, committed.device)]
-    assert all(bar.title in render_bars(committed, BARS) for bar in held)
+    found = targets.evaluate(committed, SUITES[committed.suite].targets)
+    assert all(target.title in targets.render(found) for target in found)
+    assert json.loads(path.read_text())["cases"] == json.loads(committed.to_json())["cases"]
 
 
 def test_figures_have_the_digits_that_were_measured():
@@ -73,27 +74,27 @@ def test_figures_have_the_digits_that_were_measured():
     assert "2.123456" not in text
 
 
-def test_subjects_that_were_measured_apart_are_one_case():
+def test_contenders_that_were_measured_apart_are_one_case():
     apart = [
         case(measured("ours"), table="memory"),
         case(measured("official"), table="memory"),
         case(measured("ours"), table="memory", classes=1000),
     ]
     first, other = merged(apart)
-    assert [m.subject for m in first.measurements] == ["ours", "official"]
+    assert [m.contender for m in first.measurements] == ["ours", "official"]
     assert other == apart[2]
 
 
 @pytest.mark.parametrize(
-    ("subject", "floor", "share", "speed"),
+    ("contender", "floor", "share", "speed"),
     # 2 N K 4 bytes in 2 ms are 131 GB/s
     [("ours", 1.0, 0.5, 131.072), ("ours", 0.5, 0.25, 65.536), ("ours", None, None, None),
      ("copy", 2.5, 0.5, 131.072)],
 )  # fmt: skip
-def test_the_roof(subject, floor, share, speed):
-    of_two = replace(case(measured(subject, copy=2.0)), floor=floor)
-    assert of_two.share_of_roof(of_two[subject]) == share
-    assert of_two.gigabytes_per_second(of_two[subject]) == speed
+def test_the_roofline(contender, floor, share, speed):
+    of_two = replace(case(measured(contender, copy=2.0)), floor=floor)
+    assert of_two.share_of_roofline(of_two[contender]) == share
+    assert of_two.gigabytes_per_second(of_two[contender]) == speed
 
 
 def test_nan_is_wrong():
@@ -137,7 +138,7 @@ def test_few_samples_are_marked():
     assert rows(text, "OURS") == [["OURS", "2†"]]
 
 
-def test_compilers_have_their_time_by_subject():
+def test_compilers_have_their_time_by_contender():
     def compiled(name, ms):
         return replace(measured(name), label=f"torch.compile of {name}", first_call_ms=ms)
 

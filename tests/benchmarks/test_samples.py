@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from benchmarks.bystanders import watch
+from benchmarks.disturbance import watch
 from benchmarks.samples import Samples, quantiles_ms, ratio
 from benchmarks.timing import MIN_SAMPLES, Budget, interleave, measurements
 
@@ -43,13 +43,13 @@ def fails(i):
     raise RuntimeError("no such library\nand a long trace")
 
 
-def test_every_subject_in_every_round():
+def test_every_contender_in_every_round():
     samples, _ = interleave({"a": nothing, "b": nothing}, 1, Budget(10, max_rounds=20))
     assert all(taken.first_call is not None for taken in samples.values())
     assert sum(len(taken.seconds) for taken in samples.values()) > 20
 
 
-def test_a_slow_subject_sits_out():
+def test_a_slow_contender_sits_out():
     samples, _ = interleave(
         {"slow": lambda i: lambda: time.sleep(0.02), **dict.fromkeys("abcd", nothing)},
         1,
@@ -59,7 +59,7 @@ def test_a_slow_subject_sits_out():
     assert len(samples["a"].seconds) > 25
 
 
-def test_subjects_that_fail_leave_their_share_to_the_others():
+def test_contenders_that_fail_leave_their_share_to_the_others():
     bad = dict.fromkeys("abcdefgh", fails)
     samples, _ = interleave(
         {"good": nothing, "other": nothing, **bad}, 1, Budget(10, max_rounds=50)
@@ -73,7 +73,7 @@ def test_copies_take_turns():
     assert seen == [0, 0, 1, 2, 0, 1, 2]  # the first call, a round of warming up, five rounds
 
 
-def test_a_failing_subject_is_a_row():
+def test_a_failing_contender_is_a_row():
     samples, _ = interleave({"good": nothing, "bad": fails}, 1, Budget(10, max_rounds=3))
     good, bad = measurements(samples, {"good": "Good", "bad": "Bad"}, ("good", "bad"))
     assert bad.error == "RuntimeError: no such library"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anl_kernels.backends.selection import why_not
+from anl_kernels.backends.choice import why_not
 from tests.gpu import sanitize
 
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from benchmarks.cases import memory, timed
+from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.train import Trainee, trainee
 from benchmarks.gate import gate
 from benchmarks.inputs import make_inputs
 from benchmarks.problems import Problem
 from benchmarks.run import jobs
-from benchmarks.subjects import SUBJECTS
-from benchmarks.subjects.train import Trainee, trainee
 from benchmarks.suites.train import MAIN, TRAIN
 from benchmarks.timing import Budget
 from tests.benchmarks.records import options
 from tests.helpers import error
 
-HERE = [name for name in MAIN if "cpu" in SUBJECTS[name].devices and name != "train_compiled"]
+HERE = [name for name in MAIN if "cpu" in CONTENDERS[name].devices and name != "train_compiled"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def inputs(problem):
 
 @pytest.fixture
 def gradients(monkeypatch, inputs):
-    """Of all parameters, by a subject's step, which then leaves the model as it was."""
+    """Of all parameters, by a contender's step, which then leaves the model as it was."""
 
     def of(name):
         found = []
@@ -42,7 +42,7 @@ def gradients(monkeypatch, inputs):
 
         with monkeypatch.context() as patch:
             patch.setattr(Trainee, "update", update)
-            SUBJECTS[name].build(inputs)(0)()
+            CONTENDERS[name].build(inputs)(0)()
         return found
 
     trainee(inputs.problem)  # made with the real update
@@ -51,12 +51,12 @@ def gradients(monkeypatch, inputs):
 
 def small_specs(problem, **arguments):
     """What the suite measures, of a problem in place of its own; without the compiler."""
-    specs = TRAIN.specs(options("train", problem.device, subjects=HERE, **arguments))
+    specs = TRAIN.specs(options("train", problem.device, contenders=HERE, **arguments))
     return [replace(spec, problem=problem) for spec in specs]
 
 
 @pytest.mark.parametrize("name", ["train_ours", "train_ours_inplace", "train_careful"])
-def test_subjects_take_the_same_step(name, gradients):
+def test_contenders_take_the_same_step(name, gradients):
     for mine, official in zip(gradients(name), gradients("train_official"), strict=True):
         assert error(mine, official) <= 1e-4
 
@@ -66,7 +66,7 @@ def test_cross_entropy_takes_another_step(gradients):
     assert all(error(mine, official) > 0.1 for mine, official in both)
 
 
-def test_the_roof_has_a_gradient_for_every_parameter(gradients):
+def test_the_roofline_has_a_gradient_for_every_parameter(gradients):
     assert all(gradient.norm() > 0 for gradient in gradients("train_no_loss"))
 
 
@@ -91,27 +91,27 @@ def test_a_step_trains_the_model_of_all(name, inputs):
     one = trainee(inputs.problem)
     parameters = dict(one.model.named_parameters())
     before = {k: parameter.detach().clone() for k, parameter in parameters.items()}
-    SUBJECTS[name].build(inputs)(0)()
+    CONTENDERS[name].build(inputs)(0)()
     assert [k for k, parameter in parameters.items() if torch.equal(parameter, before[k])] == []
     assert all(parameter.grad is None for parameter in parameters.values())
     assert trainee(inputs.problem) is one
 
 
-def test_every_subject_is_measured_beside_the_roof(problem):
+def test_every_contender_is_measured_beside_the_roofline(problem):
     (spec,) = small_specs(problem, tables=["main"])
     case = timed(spec, Budget(0.01, 2))
-    assert [(m.subject, m.error) for m in case.measurements] == [(name, None) for name in HERE]
-    assert case.share_of_roof(case["train_no_loss"]) == pytest.approx(1)
-    assert all(case.share_of_roof(m) and case.over_ours(m) for m in case.measurements)
+    assert [(m.contender, m.error) for m in case.measurements] == [(name, None) for name in HERE]
+    assert case.share_of_roofline(case["train_no_loss"]) == pytest.approx(1)
+    assert all(case.share_of_roofline(m) and case.over_ours(m) for m in case.measurements)
 
 
-def test_memory_is_measured_in_a_process_for_each_subject(problem):
+def test_memory_is_measured_in_a_process_for_each_contender(problem):
     specs = small_specs(problem, tables=["memory"])
-    arguments = options("train", subjects=HERE)
-    assert [job.arguments["specs"][0]["subjects"] for job in jobs(specs, arguments)] == [
+    arguments = options("train", contenders=HERE)
+    assert [job.arguments["specs"][0]["contenders"] for job in jobs(specs, arguments)] == [
         (name,) for name in HERE
     ]
-    (case,) = memory([asdict(replace(specs[0], subjects=("train_ours",)))])
+    (case,) = memory([asdict(replace(specs[0], contenders=("train_ours",)))])
     (measured,) = case.measurements
     if "OSError" in (measured.error or ""):
         pytest.skip(measured.error)
@@ -133,5 +133,5 @@ def test_sizes_are_tokens_width_and_vocabulary():
     first = TRAIN.specs(options("train", "cuda", shapes=[(16, 8, 100)]))[0]
     problem = first.problem
     assert (problem.rows, problem.hidden, problem.classes, problem.layers) == (16, 8, 100, 4)
-    assert "train_liger" in first.subjects
+    assert "train_liger" in first.contenders
     assert problem.shape == "16 x 8 x 100"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import why_not
+from anl_kernels.backends.choice import why_not
 
 
 @pytest.fixture(autouse=True)

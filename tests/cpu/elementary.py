@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import extension
 
 FUNCTIONS = ("exp", "exp_nonpositive", "expm1", "log", "log1p")
 WIDER = {np.float32: np.float64, np.float64: np.longdouble}
@@ -16,7 +16,7 @@ def call(name, x):
     """One of ``FUNCTIONS`` of an array."""
     x = torch.from_numpy(np.ascontiguousarray(x))
     y = torch.empty_like(x)
-    library.load().elementary(FUNCTIONS.index(name), x, y)
+    extension("cpu").elementary(FUNCTIONS.index(name), x, y)
     return y.numpy()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import extension
 from tests.cpu.processes import run_script
 from tests.helpers import loss_and_grad, random_rows
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the cache is fo
 @pytest.fixture(autouse=True)
 def cache(cpu_backend):
     """The module of facts, with an empty cache of 64 MiB."""
-    facts = library.load()
+    facts = extension("cpu")
     _, limit = facts.cache_facts()
     facts.empty_cache()
     facts.set_cache_limit(64 * MIB)
@@ -176,7 +176,7 @@ PEAK = """
 import re, sys
 import torch
 import anl_kernels as ak
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import extension
 
 def memory(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -243,4 +243,5 @@ def test_the_profiler_sees_it(cache):
     with torch.profiler.profile(profile_memory=True) as profile:
         torch.autograd.grad(ak.robust_loss(logits, target, ak.NCE()), logits)
     seen = sum(max(0, e.self_cpu_memory_usage) for e in profile.key_averages() if "row_" in e.key)
-    assert seen >= logits.numel() * 4
+    losses_of_rows = 4 * len(logits)  # made and released within the operator
+    assert seen >= logits.numel() * 4 - losses_of_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends import choice
 from tests.cpu.processes import run_script
 
 CAPABILITIES = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
@@ -18,7 +18,7 @@ def instruction_set(request):
     name = request.param
     if importlib.util.find_spec(f"anl_kernels._cpu_{name}") is None:
         pytest.skip(f"the kernels for {name} are not built")
-    best = list(CAPABILITIES).index(library.instruction_set())
+    best = list(CAPABILITIES).index(choice.instruction_set())
     if list(CAPABILITIES).index(name) > best:
         pytest.skip(f"this processor, or ATEN_CPU_CAPABILITY, has no {name}")
     return name

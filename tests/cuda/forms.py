@@ -2,8 +2,7 @@
 
 from contextlib import contextmanager
 
-from anl_kernels.backends.cuda import library
-from anl_kernels.backends.selection import load_backend
+from anl_kernels.backends.choice import extension, load_backend
 
 LONG = {"tile_classes": 0, "warp_bytes": 0}  # neither in tiles nor by a warp
 NO_ROOM = {**LONG, "shared_bytes": 0}
@@ -29,7 +28,7 @@ NAMES = {"warp": "warp_rows", "block": "cluster", "cluster-of-16": "cluster"}
 @contextmanager
 def limited(**limits):
     """The kernels choose by these limits."""
-    kernels = library.load()
+    kernels = extension("cuda")
     before = kernels.limits()
     kernels.set_limits(**limits)
     try:
@@ -56,7 +55,7 @@ def checked(form, monkeypatch):
 
     def row_loss(logits, *args):
         if logits.stride(0 if logits.dim() == 1 else 1) == 1 and logits.numel():
-            assert library.load().row_loss_launch(logits)["form"] == NAMES.get(form, form)
+            assert extension("cuda").row_loss_launch(logits)["form"] == NAMES.get(form, form)
         return run(logits, *args)
 
     with forced(form, monkeypatch), monkeypatch.context() as patch:

@@ -9,9 +9,9 @@ from torch._subclasses import FakeTensorMode
 
 import anl_kernels as ak
 from anl_kernels import report
-from anl_kernels.backends import gpu_choice, selection
-from anl_kernels.backends.cuda import library
-from anl_kernels.backends.selection import auto_backend, choose_backend
+from anl_kernels.backends import choice
+from anl_kernels.backends.choice import Backend, best, choose_backend, why_not
+from tests.backends import forget, operators_of
 
 GPU = torch.cuda.is_available()
 LOGITS, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
@@ -21,18 +21,10 @@ LONG = 8193  # classes, of a row that Triton does not hold in registers
 emulated_only = pytest.mark.skipif(GPU, reason="the emulation is for machines without a GPU")
 
 
-def forget():
-    for function in (library.load, library.why_not, library.why_not_on):
-        function.cache_clear()
-
-
 @pytest.fixture
-def extension(monkeypatch):
+def extension(machine):
     """Makes a module, or None for none, what the package finds as its CUDA extension."""
-    forget()
-    yield lambda module: monkeypatch.setitem(sys.modules, "anl_kernels._cuda", module)
-    monkeypatch.undo()
-    forget()
+    return lambda module: machine.setitem(sys.modules, "anl_kernels._cuda", module)
 
 
 @pytest.fixture
@@ -88,9 +80,9 @@ def test_no_device(gpus):
 
 def test_one_of_several_gpus_will_do(gpus):
     gpus((7, 5), H100)
-    assert library.why_not() is None
-    assert "7.5" in library.why_not_on(0)
-    assert library.why_not_on(1) is None
+    assert why_not("cuda") is None
+    assert "7.5" in why_not("cuda", "cuda", 0)
+    assert why_not("cuda", "cuda", 1) is None
 
 
 @pytest.mark.parametrize(
@@ -109,8 +101,9 @@ def test_one_of_several_gpus_will_do(gpus):
         ((9, 0), "Hopper", []),
     ],
 )
-def test_which_gpus_will_do(capability, architectures, facts):
-    reason = library.why_not_for(capability, architectures)
+def test_which_gpus_will_do(capability, architectures, facts, gpus):
+    gpus(capability, architectures=architectures)
+    reason = why_not("cuda", "cuda", 0)
     assert bool(reason) == bool(facts)
     for fact in facts:
         assert fact in reason
@@ -118,9 +111,12 @@ def test_which_gpus_will_do(capability, architectures, facts):
 
 @emulated_only
 def test_the_emulation_runs_on_a_cpu_only(cuda_backend):
-    assert choose_backend("cpu") == "cuda"
-    with pytest.raises(RuntimeError, match=r"'cuda' cannot run on cuda tensors: move .* the CPU"):
-        choose_backend("cuda")
+    assert choose_backend(LOGITS) == "cuda"
+    with (
+        FakeTensorMode(),
+        pytest.raises(RuntimeError, match=r"'cuda' cannot run on cuda tensors: move .* the CPU"),
+    ):
+        choose_backend(torch.empty(2, 3, device="cuda"))
     assert "emulated on a CPU" in ak.env_report().backends["cuda"]
 
 
@@ -161,71 +157,71 @@ def test_a_sum_of_too_many_terms(cuda_backend, device):
     ],
 )
 def test_the_table(capability, dtype, num_classes, best):
-    for class_stride in (1, 7):
-        order = gpu_choice.in_order(capability, dtype, num_classes, class_stride)
-        assert set(order) == {"cuda", "triton"}
-        assert order[0] == (best if class_stride == 1 else "triton")
+    (rule,) = choice.RULES
+    logits = torch.empty(1, num_classes, dtype=dtype, device="meta")
+    assert rule.holds(capability, logits, 1) == (best == "cuda")
+    assert not rule.holds(capability, logits.expand(7, -1).t().contiguous(), 0)
 
 
 def test_every_rule_says_where_it_comes_from():
-    for rule in gpu_choice.RULES:
+    for rule in choice.RULES:
         assert "not measured" in rule.reason
 
 
 @pytest.fixture
-def fake_gpu(monkeypatch):
+def fake_gpu(machine):
     """An H100 and kernels for it, less those that ``without`` names; ``rows`` makes logits."""
-    missing = set()
-    monkeypatch.setattr(selection, "why_not", lambda name: name in missing or None)
-    monkeypatch.setattr(selection, "_why_not_cuda_on", lambda *_: None)
-    monkeypatch.setattr(selection, "_why_not_terms", lambda name, terms: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: H100)
+    able = Backend(lambda: None, lambda: "cuda", None)
+    kernels = {"triton": able, "cuda": able}
+    machine.setattr(choice, "BACKENDS", kernels)
+    machine.setattr(choice, "_why_not_compiled_for", lambda index: None)
+    machine.setattr(choice, "_warned", {"cuda"})
+    machine.setattr(torch.cuda, "get_device_capability", lambda index: H100)
+
+    def without(name):
+        kernels[name] = able._replace(why_not=lambda: "not built")
+        forget()
 
     def rows(*shape, **options):
         return torch.empty(shape, device="cuda", **options)
 
     with FakeTensorMode():  # no data, so that no GPU is needed
-        yield SimpleNamespace(rows=rows, without=missing.add)
+        yield SimpleNamespace(rows=rows, without=without)
 
 
 def test_auto_goes_by_the_logits(fake_gpu):
     rows, last = fake_gpu.rows, torch.channels_last
-
-    def auto(logits, dim=1):
-        return auto_backend("cuda", logits=logits, dim=dim)
-
-    assert auto(rows(4, LONG)) == "cuda"
-    assert auto(rows(LONG), dim=0) == "cuda"
-    assert auto(rows(4, 1000)) == "triton"
-    assert auto(rows(4, LONG, dtype=torch.float64)) == "triton"
-    assert auto(rows(LONG, 4), dim=0) == "triton"
-    assert auto(rows(2, LONG, 3, 3)) == "triton"
-    assert auto(rows(2, LONG, 3, 3, memory_format=last)) == "cuda"
-    assert auto_backend("cuda") == "triton"
+    assert choose_backend(rows(4, LONG)) == "cuda"
+    assert choose_backend(rows(LONG), dim=0) == "cuda"
+    assert choose_backend(rows(4, 1000)) == "triton"
+    assert choose_backend(rows(4, LONG, dtype=torch.float64)) == "triton"
+    assert choose_backend(rows(LONG, 4), dim=0) == "triton"
+    assert choose_backend(rows(2, LONG, 3, 3)) == "triton"
+    assert choose_backend(rows(2, LONG, 3, 3, memory_format=last)) == "cuda"
+    assert best("cuda") == "triton"
 
 
 def test_auto_takes_what_there_is(fake_gpu):
     logits = fake_gpu.rows(4, LONG)
     fake_gpu.without("cuda")
-    assert auto_backend("cuda", logits=logits, dim=1) == "triton"
+    assert choose_backend(logits) == "triton"
     fake_gpu.without("triton")
-    assert auto_backend("cuda", logits=logits, dim=1) == "reference"
-    assert auto_backend("cuda") == "reference"
+    assert choose_backend(logits) == "reference"
+    assert best("cuda") == "reference"
 
 
 def test_auto_without_triton_takes_cuda_for_all_rows(fake_gpu):
     fake_gpu.without("triton")
-    assert auto_backend("cuda", logits=fake_gpu.rows(4, 10), dim=1) == "cuda"
-    assert auto_backend("cuda") == "cuda"
+    assert choose_backend(fake_gpu.rows(4, 10)) == "cuda"
+    assert best("cuda") == "cuda"
 
 
-def test_auto_passes_over_a_gpu_that_is_too_old(fake_gpu, monkeypatch):
-    monkeypatch.setattr(selection, "_why_not_cuda_on", lambda *_: "too old")
-    assert auto_backend("cuda", logits=fake_gpu.rows(4, LONG), dim=1) == "triton"
+def test_auto_passes_over_a_gpu_that_is_too_old(fake_gpu, machine):
+    machine.setattr(choice, "_why_not_compiled_for", lambda index: "too old")
+    assert choose_backend(fake_gpu.rows(4, LONG)) == "triton"
 
 
-def test_the_report_says_what_auto_takes(fake_gpu, monkeypatch):
-    monkeypatch.setattr(report, "why_not", selection.why_not)
+def test_the_report_says_what_auto_takes(fake_gpu):
     said = report._auto_on("cuda")
     assert said.startswith("triton; cuda for rows of more than 8192 classes")
     for fact in ("bfloat16", "3200 KiB", "compute capability 9.0"):
@@ -235,11 +231,13 @@ def test_the_report_says_what_auto_takes(fake_gpu, monkeypatch):
 
 
 @pytest.fixture
-def cpu_as_gpu(cuda_backend, triton_backend, monkeypatch):
+def cpu_as_gpu(cuda_backend, triton_backend, machine):
     """``auto`` takes a CPU for an H100: the kernels are emulated and interpreted there."""
-    monkeypatch.setattr(selection, "GPU", "cpu")
-    monkeypatch.setattr(selection, "CPU", "another")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: H100)
+    able = choice.BACKENDS["cuda"]._replace(why_not=lambda: None)
+    machine.setattr(choice, "BACKENDS", choice.BACKENDS | {"cuda": able})
+    machine.setattr(choice, "KERNELS_FOR", {"cpu": ("triton", "cuda")})
+    machine.setattr(choice, "GPU", "cpu")
+    machine.setattr(torch.cuda, "get_device_capability", lambda index: H100)
     with ak.use_backend("auto"):
         yield
 
@@ -247,29 +245,13 @@ def cpu_as_gpu(cuda_backend, triton_backend, monkeypatch):
 @emulated_only
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
 @pytest.mark.parametrize(("num_classes", "best"), [(10, "triton"), (LONG, "cuda")])
-def test_compiled_code_makes_the_same_choice(num_classes, best, cpu_as_gpu, monkeypatch):
-    chosen = []
-    for name in ("triton", "cuda"):
-        for function in ("row_loss", "softmax"):
-            record(name, function, chosen, monkeypatch)
-
+def test_compiled_code_makes_the_same_choice(num_classes, best, cpu_as_gpu):
     def both(z):
         return ak.robust_loss(z, TARGET, ak.NCE()), ak.softmax(z)
 
     logits = torch.randn(2, num_classes, requires_grad=True)
-    wanted = both(logits)
-    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(logits)
-    torch.testing.assert_close(compiled, wanted)
-    assert chosen == [best] * 4
-
-
-def record(name, function, chosen, monkeypatch):
-    """Have a backend append its name to ``chosen`` whenever a function of it is called."""
-    module = selection.load_backend(name)
-    run = getattr(module, function)
-
-    def recorded(*args):
-        chosen.append(name)
-        return run(*args)
-
-    monkeypatch.setattr(module, function, recorded)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits), both(logits))
+    for call in (both, compiled):
+        kernels = set(operators_of(call, logits))
+        assert kernels == {f"{best}::row_loss", f"{best}::softmax"}

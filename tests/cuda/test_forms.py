@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.cuda import library
+from anl_kernels.backends.choice import extension
 from tests.cases import CASES
 from tests.cuda import emulated
 from tests.forms import FORMS, checked
@@ -30,8 +30,8 @@ def device_like():
 
 
 def launch_of(*shape, dtype=torch.bfloat16):
-    logits = torch.empty(shape, dtype=dtype, device=library.load().device_type)
-    launch = library.load().row_loss_launch(logits)
+    logits = torch.empty(shape, dtype=dtype, device=extension("cuda").device_type)
+    launch = extension("cuda").row_loss_launch(logits)
     return launch["form"], launch["cluster"]
 
 
@@ -146,7 +146,7 @@ def test_all_parts_agree_on_what_is_clamped(device, monkeypatch, poisoned):
 
 
 def test_the_most_parts():
-    kernels = library.load()
+    kernels = extension("cuda")
     logits = torch.empty(2, 40_000_000, dtype=torch.bfloat16, device=kernels.device_type)
     launch = kernels.row_loss_launch(logits)
     assert launch["form"] == "split"
@@ -203,7 +203,7 @@ def test_short_rows_in_every_form(num_classes, form, device, monkeypatch, poison
 
 def test_the_most_terms(device):
     logits, target = random_rows(3, 20, torch.float64, device)
-    many = [ak.NNCE(min_prob=1e-3 / (i + 1)) for i in range(library.load().max_terms)]
+    many = [ak.NNCE(min_prob=1e-3 / (i + 1)) for i in range(extension("cuda").max_terms)]
     assert_right(logits, target, ak.terms.as_terms(sum(many[1:], 1.0 * many[0])))
     with pytest.raises(RuntimeError, match="up to 32 terms, got 33"):
         ak.robust_loss(logits, target, sum(many, 2.0 * ak.CE()))

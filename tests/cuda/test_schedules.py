@@ -4,14 +4,15 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import load_backend
+from anl_kernels import interface
+from anl_kernels.backends.choice import load_backend
 from anl_kernels.interface import RowRequest, accumulator_dtype
 from tests.cases import CASES
 from tests.cuda import emulated
 from tests.cuda.forms import SHARD_FORMS, forced_of_shards
 from tests.forms import FORMS, checked
 from tests.helpers import loss_and_grad, random_rows
-from tests.test_shards import IGNORE, SPLITS, logits_of, run_shards
+from tests.shards import IGNORE, OF_ROWS, SPLITS, logits_of, run_shards
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own schedule")
 ORDERS = [("forward", 0), ("backward", 0), ("shuffled", 1), ("shuffled", 2)]
@@ -81,7 +82,7 @@ def test_entropy_regulariser(shape, schedule):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_shards(dtype, form, schedule):
     logits, target = logits_of(dtype, "rows", "cpu")
-    request = RowRequest(CASES["all"], IGNORE, write_saved=True, aux=True)
+    request = RowRequest.of(CASES["all"], IGNORE, *OF_ROWS, *interface.AUX)
     scale = torch.ones((), dtype=accumulator_dtype(dtype))
 
     def compute():

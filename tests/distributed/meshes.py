@@ -2,14 +2,19 @@
 
 from functools import cache
 
+import torch
+
+from tests.distributed.helpers import assert_close
+
 R = "R"
 
 
 @cache
-def mesh_of(shape):
+def mesh_of(shape, names=None):
+    """A mesh of all ranks: one that some of them do not make puts later groups out of step."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh("cpu", shape)
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
 
 
 def placed(sharded):
@@ -37,3 +42,16 @@ def whole(tensor):
 
 def leaf(tensor):
     return tensor.clone().requires_grad_()
+
+
+def assert_same(function, spread, ones, second=False):
+    """A function's value and derivatives by its first argument: spread over ranks, and whole."""
+    results = []
+    for given in (spread, ones):
+        value = function(*given)
+        (grad,) = torch.autograd.grad(value, given[0], create_graph=second)
+        results.append([value.detach(), grad.detach()])
+        if second:
+            results[-1].append(torch.autograd.grad((grad**2).sum(), given[0])[0])
+    for ours, wanted, tolerance in zip(*results, (1e-12, 1e-11, 1e-11), strict=False):
+        assert_close(whole(ours), wanted, tolerance)

@@ -11,6 +11,13 @@ import torch.multiprocessing as mp
 
 MOST = 4
 TIMEOUT = 120
+# What takes long to import, which one process does for all ranks.
+PRELOADED = [
+    "tests.conftest",
+    "torch.distributed.tensor",
+    "torch.distributed.fsdp",
+    "torch._dynamo",
+]
 
 
 class Ranks:
@@ -45,7 +52,8 @@ class Ranks:
             raise AssertionError(failures[0])
 
     def _start(self):
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         store = os.path.join(tempfile.mkdtemp(), "store")
         for rank in range(MOST):
             ours, theirs = context.Pipe()

@@ -1,4 +1,4 @@
-"""Softmax and terms over a batch whose rows are spread over ranks by a DTensor."""
+"""Softmax and terms over a batch whose rows ranks share, by a DTensor or each with its own."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import anl_kernels as ak
 from anl_kernels import recipes
 from tests.cases import CASES
 from tests.distributed.helpers import assert_close, random_logits
-from tests.distributed.meshes import R, distributed, leaf, mesh_of, placed, whole
+from tests.distributed.meshes import R, assert_same, distributed, leaf, mesh_of, placed, whole
 
 SHAPES = {"uneven": ((7, 9), (4,), (0,)), "with-empty": ((5, 9), (4,), (0,))} | {
     "space": ((2, 9, 6), (4,), (2,)),
@@ -25,15 +25,7 @@ def pair(layout):
 
 def check_equal(layout, function, second=False):
     given, one, target = pair(layout)
-    results = []
-    for logits in (given, one):
-        value = function(logits, target)
-        (grad,) = torch.autograd.grad(value, logits, create_graph=second)
-        results.append([value.detach(), grad.detach()])
-        if second:
-            results[-1].append(torch.autograd.grad((grad**2).sum(), logits)[0])
-    for ours, wanted in zip(*results, strict=True):
-        assert_close(whole(ours), wanted, 1e-11)
+    assert_same(function, (given, target), (one, target), second)
 
 
 def check_softmax(group, layout, backend):
@@ -66,7 +58,7 @@ def test_entropy(ranks, layout, backend, second):
     ranks(4, check_entropy, layout, backend, second)
 
 
-def check_column_means(group, layout):
+def check_column_means_of_dtensors(group, layout):
     def entropy(logits, _):
         means = ak.column_means(ak.softmax(logits))
         assert not hasattr(means, "placements") or not any(
@@ -79,8 +71,54 @@ def check_column_means(group, layout):
 
 
 @pytest.mark.parametrize("layout", ["uneven", "with-empty", "copies", "rows-and-copies"])
-def test_column_means(ranks, layout):
-    ranks(4, check_column_means, layout)
+def test_column_means_of_dtensors(ranks, layout):
+    ranks(4, check_column_means_of_dtensors, layout)
+
+
+def check_column_means(group):
+    """The gradient, averaged over ranks as DDP does, is that of one process with all rows."""
+    counts = [3, 0, 5, 2]
+    logits = torch.randn(sum(counts), 7, dtype=torch.float64)
+    first = sum(counts[: group.rank()])
+    here = logits[first : first + counts[group.rank()]].clone().requires_grad_()
+    whole = logits.clone().requires_grad_()
+
+    def entropy(means):
+        return -(means * means.log()).sum()
+
+    means = ak.column_means(ak.softmax(here), group)
+    wanted = ak.column_means(ak.softmax(whole))
+    torch.testing.assert_close(means, whole.softmax(1).mean(0))
+    entropy(means).backward()
+    entropy(wanted).backward()
+    averaged = here.grad / group.size()
+    torch.testing.assert_close(averaged, whole.grad[first : first + len(here)])
+
+
+def test_column_means(ranks):
+    ranks(4, check_column_means)
+
+
+def check_column_means_of_many_rows(group):
+    means = ak.column_means(torch.full((40_000, 2), 0.5, dtype=torch.float16), group)
+    assert means.tolist() == [0.5, 0.5]
+
+
+def test_column_means_of_more_rows_than_float16_counts(ranks):
+    ranks(2, check_column_means_of_many_rows)
+
+
+def check_column_means_refuse(group):
+    with pytest.raises(TypeError, match=r"rows must be float64, .*, got torch\.int64"):
+        ak.column_means(torch.ones(3, 4).long())
+    with pytest.raises(ValueError, match=r"\(N, K\), got \(3,\)"):
+        ak.column_means(torch.rand(3))
+    with pytest.raises(TypeError, match="process_group"):
+        ak.column_means(torch.rand(3, 4), "gloo")
+
+
+def test_column_means_refuse(ranks):
+    ranks(1, check_column_means_refuse)
 
 
 def check_truncated(group):
@@ -109,8 +147,8 @@ def check_refusals(group):
     both = distributed(logits.unsqueeze(-1).expand(8, 9, 4), mesh_of((2, 2)), placed([0, 2]))
     labels = distributed(target, mesh, placed([0]))
     calls = {
-        r"logits must have all classes \(dimension 1\)": lambda: ak.softmax(by_classes),
-        r"logits must have all classes on every rank": lambda: ak.entropy_regulariser(by_classes),
+        r"logits must have whole rows": lambda: ak.softmax(by_classes),
+        r"whole rows \(dimension 1\)": lambda: ak.entropy_regulariser(by_classes),
         r"process_group must be None": lambda: ak.entropy_regulariser(by_rows, process_group=group),
         r"rows spread over one dimension of a mesh": lambda: ak.entropy_regulariser(both),
         r"process_group must be None for rows": lambda: ak.column_means(by_rows, group),

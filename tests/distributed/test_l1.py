@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import anl_kernels as ak
 from tests.distributed.helpers import assert_close
-from tests.distributed.test_parallel import mesh_of
+from tests.distributed.meshes import mesh_of
 
 FACTOR = 0.3
 
@@ -22,7 +22,7 @@ def check_dtensors(group):
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
     plain = [torch.randn(5, 3).double().requires_grad_() for _ in range(4)]
-    line, grid = mesh_of(4), mesh_of(2, 2, names=("a", "b"))
+    line, grid = mesh_of((4,)), mesh_of((2, 2))
     places = [(line, [Shard(0)]), (line, [Replicate()]), (grid, [Replicate(), Shard(1)])]
     given = [
         distribute_tensor(p.detach(), *where).requires_grad_()
@@ -55,7 +55,7 @@ def check_fsdp(group, by_hook):
     whole = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)).double()
     model = copy.deepcopy(whole)
     for layer in (model[0], model[2], model):
-        fully_shard(layer, mesh=mesh_of(4))
+        fully_shard(layer, mesh=mesh_of((4,)))
     ours, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, whole))
     if by_hook:
         ak.L1Hook(ours, FACTOR, max_norm=1.0)

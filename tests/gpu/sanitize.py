@@ -14,10 +14,10 @@ import time
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.selection import choose_backend, load_backend
-from anl_kernels.interface import RowRequest, accumulator_dtype
+from anl_kernels.backends.choice import best, load_backend
+from anl_kernels.interface import AUX, RowRequest, accumulator_dtype
 from tests.cuda import forms as kernel_forms
-from tests.test_shards import IGNORE, run_shards
+from tests.shards import IGNORE, OF_ROWS, run_shards
 
 TERMS = 5.0 * ak.NCE() + 5.0 * ak.NNCE() + 0.5 * ak.NFL() + 0.1 * ak.GCE()
 SHAPES = (
@@ -75,11 +75,11 @@ def entropy(logits, target):
 
 def shards(logits, target):
     """As recompute, out of two shards of the classes; the reference has it from whole rows."""
-    name = choose_backend(logits.device.type)
+    name = best(logits.device.type)
     if name == "reference":
         losses, grad, _, lse, p_y, _ = recompute(logits, target)
         return losses, grad, lse, p_y
-    request = RowRequest(TERMS, IGNORE, write_saved=True, aux=True)
+    request = RowRequest.of(TERMS, IGNORE, *OF_ROWS, *AUX)
     scale = torch.full((), UPSTREAM, dtype=accumulator_dtype(logits.dtype), device=logits.device)
     splits = (0, logits.shape[1] // 3, logits.shape[1])
     outputs, grad, _ = run_shards(
@@ -124,7 +124,7 @@ def main(backend="cuda", device="cuda"):
         return 1
     try:
         with ak.use_backend(backend):
-            choose_backend(device)
+            best(device)
     except (RuntimeError, ValueError) as reason:
         print(f"sanitize: nothing was checked, {reason}")
         return 1

@@ -1,6 +1,6 @@
 import pytest
 
-from anl_kernels.backends.selection import auto_backend
+from anl_kernels.backends.choice import best
 from tests.backends import running_on
 from tests.conftest import GPU
 
@@ -15,7 +15,7 @@ def quick(request):
 @pytest.fixture
 def fastest(device):
     """The backend that "auto" takes, by name."""
-    name = auto_backend(device.type)
+    name = best(device.type)
     with running_on(name):
         yield name
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import anl_kernels as ak
 from tests.cases import CASES, KINDS, over
@@ -102,7 +103,7 @@ def test_options(option, head, device):
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_dynamic_numbers_of_rows(reduction, marked, device):
-    count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    count = CompileCounterWithBackend("aot_eager")
     function = compiled(loss_of(reduction=reduction), count)
     for rows in (4, 6, 9):
         head = random_head((rows,), dtype=torch.float32, device=device).leaves()
@@ -233,7 +234,7 @@ ANNEALED = [annealed_argument, annealed_number, annealed_module, annealed_closur
 
 
 def assert_one_graph(make, num_values, head, compiler="aot_eager"):
-    count = torch._dynamo.testing.CompileCounterWithBackend(compiler)
+    count = CompileCounterWithBackend(compiler)
     function, call = make(head)
     ours = compiled(function, count)
     for step in range(1, num_values + 1):

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.linear import execution
-from anl_kernels.linear.autograd import LinearLossFunction
-from anl_kernels.linear.ops import Specs
+from anl_kernels.linear import loss as route
+from anl_kernels.linear import operators
 from tests.cases import CASES
 from tests.linear.counting import products
 from tests.linear.heads import chunks_of, fused_loss, random_head, unfused_loss
@@ -145,26 +144,26 @@ def test_no_gradient_without_need(reduction, device):
 
 @pytest.mark.parametrize("names", [[], ["hidden"]])
 def test_rows_have_gradients_only_where_they_are_needed(names, device, monkeypatch):
-    asked, apply = [], LinearLossFunction.apply
+    asked, walk = [], operators.Walk
 
     def spy(*args):
-        asked.append(Specs.of(args[6:]).rows.write_grad)
-        return apply(*args)
+        asked.append(args[-1])
+        return walk(*args)
 
-    monkeypatch.setattr(LinearLossFunction, "apply", spy)
+    monkeypatch.setattr(operators, "Walk", spy)
     cost(trained(*names, device=device))
     assert asked == [bool(names)]
 
 
 def test_the_backend_is_chosen_for_the_logits(device, monkeypatch):
     """On a GPU it depends on their number of classes and dtype which kernels are faster."""
-    chosen_for, choose = [], execution.choose_backend
+    chosen_for, choose = [], route.choose_backend
 
-    def spy(device_type, terms, logits, dim):
-        chosen_for.append((logits.dtype, logits.shape[dim], logits.stride(dim), logits.device))
-        return choose(device_type, terms, logits, dim)
+    def spy(logits, terms):
+        chosen_for.append((logits.dtype, logits.shape[-1], logits.stride(-1), logits.device))
+        return choose(logits, terms)
 
-    monkeypatch.setattr(execution, "choose_backend", spy)
+    monkeypatch.setattr(route, "choose_backend", spy)
     head = trained("weight", device=device)
     head.target.clamp_(max=7)
     with torch.autocast(device.type, dtype=torch.bfloat16):

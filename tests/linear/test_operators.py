@@ -3,21 +3,25 @@
 import pytest
 import torch
 
-from anl_kernels.interface import accumulator_dtype
-from anl_kernels.linear.ops import ROW_OUTPUTS, HeadSpec
-from anl_kernels.ops import RowSpec, encode
+from anl_kernels.interface import AUX, RowRequest, accumulator_dtype
+from anl_kernels.linear.operators import Projection, Specs
+from anl_kernels.rows.operators import Where
 from tests.cases import CASES
 from tests.linear.heads import random_head
 
 OPS = torch.ops.anl_kernels
 TERMS = CASES["ANL-CE"]
-ONE_PASS = {"write_grad": True}
+RECOMPUTE = {"outputs": ("loss", "row_losses", "saved")}
+ONE_PASS = {"outputs": ("loss", "row_losses", "grad")}
+ONE_PASS_AUX = {"outputs": (*ONE_PASS["outputs"], *AUX)}
 SPECS = {
-    "loss": {},
-    "none": {"reduce": False},
+    "loss": RECOMPUTE,
+    "loss-alone": {"outputs": ("loss",)},
+    "none": {"reduce": False, **RECOMPUTE},
     "one-pass": ONE_PASS,
-    "aux": {"aux": True},
-    "one-pass-aux": {"aux": True, **ONE_PASS},
+    "one-pass-alone": {"outputs": ("loss", "grad")},
+    "aux": {"outputs": (*RECOMPUTE["outputs"], *AUX)},
+    "one-pass-aux": ONE_PASS_AUX,
     "softcap": {"softcap": 5.0, **ONE_PASS},
     "padding": {"num_classes": 5, **ONE_PASS},
     "not-skipped": {"skip_ignored": False, **ONE_PASS},
@@ -32,18 +36,16 @@ LAYOUTS = {
 }
 
 
-def specs(backend, head, **options):
-    """Both specs' fields, as they follow an operator's tensors."""
-    rows = RowSpec(*encode(TERMS), -100, backend)
+def specs(backend, head, outputs=RECOMPUTE["outputs"], reduce=True, **options):
+    """All that an operator takes beside tensors."""
     has_bias = head.bias is not None
-    numbers = HeadSpec(
+    projection = Projection(
         softcap=0.0, chunk_bytes=100, skip_ignored=True, dtype=head.hidden.dtype,
         sum_dtype=accumulator_dtype(head.hidden.dtype), num_classes=head.weight.shape[0],
         needs_hidden=True, needs_weight=True, needs_bias=has_bias,
     )  # fmt: skip
-    of_rows = {name: value for name, value in options.items() if name in rows._fields}
-    of_head = {name: value for name, value in options.items() if name in numbers._fields}
-    return *rows._replace(**of_rows), *numbers._replace(**of_head)
+    request = RowRequest.of(TERMS, -100, *outputs, reduce=reduce)
+    return Specs(request, Where(backend), projection._replace(**options))
 
 
 def problem(device, dtype=torch.float32, shape=(7,), bias=True):
@@ -57,14 +59,18 @@ def loss_args(head, backend, per_row=False, weighted=False, **options):
     numbers = {"dtype": accumulator_dtype(head.hidden.dtype), "device": device}
     scale = torch.rand(head.target.shape if per_row else (), **numbers)
     weights = torch.rand(len(TERMS), **numbers) if weighted else None
-    return *head, scale, weights, *specs(backend, head, **options)
+    return *head, scale, weights, *specs(backend, head, **options).flat
 
 
 def grad_args(head, backend, **options):
     *tensors, scale, _ = loss_args(head, backend, per_row=True)[:6]
-    spec = specs(backend, head, **options)
-    loss = OPS.linear_loss(*tensors, scale, None, *spec)
-    return *tensors, scale, loss[1 + ROW_OUTPUTS.index("saved")], *spec
+    spec = specs(backend, head, **{**options, **RECOMPUTE})
+    _, rows, _ = spec.split(OPS.linear_loss(*tensors, scale, None, *spec.flat))
+    return *tensors, scale, rows.saved, *spec.flat
+
+
+def with_aux(options):
+    return {"outputs": (*options["outputs"], *AUX)}
 
 
 def opcheck(operator, args):
@@ -86,16 +92,16 @@ def test_linear_loss(options, fastest, device):
     opcheck(OPS.linear_loss, loss_args(problem(device), fastest, **options))
 
 
-@pytest.mark.parametrize("options", [{}, ONE_PASS], ids=["loss", "one-pass"])
+@pytest.mark.parametrize("options", [RECOMPUTE, ONE_PASS], ids=["loss", "one-pass"])
 def test_backends(options, quick, device):
     opcheck(OPS.linear_loss, loss_args(problem(device), quick, **options))
 
 
-@pytest.mark.parametrize("options", [{}, ONE_PASS], ids=["loss", "one-pass"])
+@pytest.mark.parametrize("options", [RECOMPUTE, ONE_PASS], ids=["loss", "one-pass"])
 @pytest.mark.parametrize("per_row", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_linear_loss_of_factors(weighted, per_row, options, fastest, device):
-    args = loss_args(problem(device), fastest, per_row, weighted, aux=True, **options)
+    args = loss_args(problem(device), fastest, per_row, weighted, **with_aux(options))
     opcheck(OPS.linear_loss, args)
 
 
@@ -103,7 +109,7 @@ def test_linear_loss_of_factors(weighted, per_row, options, fastest, device):
 @pytest.mark.parametrize("rows", [0, 7])
 def test_linear_loss_of_dtypes(rows, dtype, fastest, device):
     head = problem(device, dtype, (rows,), bias=rows == 0)
-    args = loss_args(head, fastest, write_grad=True, sum_dtype=dtype)
+    args = loss_args(head, fastest, sum_dtype=dtype, **ONE_PASS)
     opcheck(OPS.linear_loss, args)
 
 
@@ -119,7 +125,7 @@ def test_linear_grad(dtype, options, fastest, device):
 def test_fake_outputs_have_the_strides_of_real_ones(hidden, weight, rows, fastest, device):
     head = problem(device)
     head = head._replace(hidden=hidden(head.hidden), weight=weight(head.weight))
-    args = loss_args(head, fastest, aux=True, chunk_bytes=rows * 24, **ONE_PASS)
+    args = loss_args(head, fastest, chunk_bytes=rows * 24, **ONE_PASS_AUX)
     with torch._subclasses.FakeTensorMode() as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
         fake = OPS.linear_loss(*fakes)
@@ -135,12 +141,12 @@ def test_fake_outputs_have_the_strides_of_real_ones(hidden, weight, rows, fastes
 def test_every_output_is_written(options, quick, device, poisoned):
     head = problem(device)
     made = [*OPS.linear_loss(*loss_args(head, quick, **options))]
-    if not options.get("write_grad"):
+    if "saved" in options["outputs"]:
         made += OPS.linear_grad(*grad_args(head, quick, **options))
     assert not any(tensor.isnan().any() for tensor in made)
 
 
-@pytest.mark.parametrize("options", [{}, ONE_PASS], ids=["loss", "one-pass"])
+@pytest.mark.parametrize("options", [RECOMPUTE, ONE_PASS], ids=["loss", "one-pass"])
 def test_inputs_may_require_grad(options, fastest, device):
     """It is the Function that is differentiable; an operator takes numbers."""
     head = problem(device)

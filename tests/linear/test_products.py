@@ -5,7 +5,7 @@ import torch
 
 from anl_kernels.linear import products
 from anl_kernels.linear.chunks import Chunk
-from anl_kernels.linear.products import Head, HiddenGradient, WeightGradient
+from anl_kernels.linear.products import HiddenGradient, Projector, WeightGradient
 from tests.helpers import error
 from tests.linear.heads import logits_of, random_head
 
@@ -26,7 +26,7 @@ def test_logits_are_those_of_pytorch(dtype, softcap, bias, keep, device):
     states, weight, offsets, _ = random_head(dtype=dtype, bias=bias, device=device)
     out = torch.empty(11, 9, dtype=dtype, device=device)
     tanh = torch.empty_like(out) if keep and softcap else None
-    made = Head(weight, offsets, softcap, dtype).logits(states, out, tanh)
+    made = Projector(weight, offsets, softcap, dtype).logits(states, out, tanh)
     assert made is out
     assert error(made, logits_of(states, weight, offsets, softcap)) <= torch.finfo(dtype).eps
 
@@ -37,11 +37,11 @@ def test_the_softcaps_gradient_is_that_of_pytorch(dtype, device):
     before = (states @ weight.t()).requires_grad_()
     upstream = torch.randn_like(before)
     (wanted,) = torch.autograd.grad(5 * torch.tanh(before / 5), before, upstream)
-    head = Head(weight, None, 5.0, dtype)
+    projector = Projector(weight, None, 5.0, dtype)
     out, tanh = torch.empty_like(before), torch.empty_like(before)
-    head.logits(states, out.detach(), tanh.detach())
+    projector.logits(states, out.detach(), tanh.detach())
     grad = upstream.clone()
-    head.before_softcap_(grad, tanh.detach())
+    projector.before_softcap_(grad, tanh.detach())
     # PyTorch multiplies by 5 and divides by 5 besides, and rounds.
     assert error(grad, wanted) <= 2 * torch.finfo(dtype).eps
 

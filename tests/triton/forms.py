@@ -2,10 +2,10 @@
 
 import contextlib
 
-from anl_kernels.backends.triton import launch, launch_columns, launch_parts
+from anl_kernels.backends.triton import launch, launch_parts
 from anl_kernels.backends.triton.plan import Plan
 
-LAUNCHERS = (launch, launch_columns, launch_parts)
+LAUNCHERS = (launch, launch_parts)
 
 # For K up to 64.
 FORMS = {
@@ -28,7 +28,7 @@ def forced(form, monkeypatch):
     plan = FORMS[form]
 
     def plan_rows(*args, may_split=True, **kwargs):
-        return plan if may_split or plan.form != "split" else plan._replace(form="sweep")
+        return plan if may_split or plan.kind != "split" else plan._replace(kind="sweep")
 
     with monkeypatch.context() as patch:
         for module in LAUNCHERS:
@@ -42,7 +42,7 @@ def checked(form, monkeypatch):
     """As ``forced``, and the row kernels that ran were those of the form."""
     with forced(form, monkeypatch) as launched:
         yield
-    wanted, others = KERNELS[FORMS[form].form], set().union(*KERNELS.values())
+    wanted, others = KERNELS[FORMS[form].kind], set().union(*KERNELS.values())
     assert not (others - wanted) & set(launched)
     assert wanted <= set(launched) or not others & set(launched)
 

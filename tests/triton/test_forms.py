@@ -47,8 +47,8 @@ def test_plans_cover_the_row(class_first, num_classes, dtype):
         plan = plan_rows(num_rows, num_classes, class_first, dtype)
         assert plan.block_k & (plan.block_k - 1) == 0
         assert plan.block_n & (plan.block_n - 1) == 0
-        assert plan.form != "tile" or plan.block_k >= num_classes
-        assert plan.form != "split" or 1 < -(-num_classes // plan.part) <= 1024
+        assert plan.kind != "tile" or plan.block_k >= num_classes
+        assert plan.kind != "split" or 1 < -(-num_classes // plan.part) <= 1024
         tiles = plan_tiles(num_classes, class_first, dtype)
         assert tiles.block_k & (tiles.block_k - 1) == 0
 
@@ -58,7 +58,7 @@ def test_plans_cover_the_row(class_first, num_classes, dtype):
     [(8192, 10, "tile"), (8192, 1000, "tile"), (8192, 1 << 18, "sweep"), (2, 1 << 20, "split")],
 )
 def test_plans_by_size(num_rows, num_classes, form_):
-    assert plan_rows(num_rows, num_classes, False, torch.bfloat16).form == form_
+    assert plan_rows(num_rows, num_classes, False, torch.bfloat16).kind == form_
 
 
 def test_a_row_longer_than_a_tile_as_planned(device):

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from anl_kernels.backends.selection import interpreting, why_not
+from anl_kernels.backends.choice import why_not
+from anl_kernels.settings import interpreting
 
 pytestmark = pytest.mark.skipif(bool(why_not("triton")), reason=str(why_not("triton")))
 
@@ -24,7 +25,7 @@ def cast(values, dtype):
     import triton
     import triton.language as tl
 
-    from anl_kernels.backends.triton.arguments import on_device
+    from anl_kernels.backends.triton.structs import on_device
 
     @triton.jit
     def cast_kernel(X, Y, N, BLOCK: tl.constexpr):

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
-from anl_kernels.backends.triton.arguments import (
-    block_args,
-    num_processors,
-    on_device,
-    output_args,
-    row_args,
-    scale_arg,
-    shape_args,
-    split_numbers,
-    term_constants,
-)
 from anl_kernels.backends.triton.backward import row_grad_kernel, scale_kernel
+from anl_kernels.backends.triton.columns import (
+    column_grad_sweep_kernel,
+    column_grad_tile_kernel,
+    column_sums_kernel,
+    lse_parts_sweep_kernel,
+    lse_parts_tile_kernel,
+)
 from anl_kernels.backends.triton.forward import row_sweep_kernel, row_tile_kernel
-from anl_kernels.backends.triton.launch_columns import column_grad, column_sums
 from anl_kernels.backends.triton.launch_parts import (
+    plan_terms,
     shard_finish,
     shard_partials,
     shard_sums,
     split_rows,
 )
-from anl_kernels.backends.triton.plan import Plan, plan_rows, plan_tiles
+from anl_kernels.backends.triton.plan import Plan, plan_column_sums, plan_rows, plan_tiles
 from anl_kernels.backends.triton.softmax import (
     softmax_backward_sweep_kernel,
     softmax_backward_tile_kernel,
     softmax_sweep_kernel,
     softmax_tile_kernel,
 )
+from anl_kernels.backends.triton.structs import (
+    Numbers,
+    compiled,
+    labelled,
+    launch,
+    num_processors,
+    outputs_of,
+    scale_of,
+    split,
+    strided,
+    sum_of,
+    written,
+)
 from anl_kernels.backends.triton.terms import FUNCTORS
-from anl_kernels.interface import RowOutputs, RowRequest, empty_outputs, scaled_loss
-from anl_kernels.layout import RowView, as_rows, empty_like_rows, writable_rows
+from anl_kernels.interface import (
+    NUM_LSE_PARTS,
+    RowOutputs,
+    RowRequest,
+    accumulator_dtype,
+    empty_outputs,
+    scaled_loss,
+)
+from anl_kernels.layout import RowView, as_rows, empty_like_rows
 
 __all__ = [
     "column_grad",
@@ -43,7 +62,7 @@ __all__ = [
     "empty_like_rows",
     "is_dense",
     "knows",
-    "row_grad",
+    "row_grad_into",
     "row_loss",
     "scale_",
     "shard_finish",
@@ -74,8 +93,18 @@ def row_loss(
     request: RowRequest,
 ) -> RowOutputs:
     """See ``Backend.row_loss``."""
-    outputs = _row_loss(logits, target, row_scale, term_weights, request)
-    return outputs._replace(loss=scaled_loss(outputs.row_losses, target, row_scale, request))
+    outputs = empty_outputs(logits, target, request)
+    row_losses = outputs.row_losses
+    if row_losses is None:
+        row_losses = row_scale.new_empty(target.numel())
+    grad = logits if request.overwrites else outputs.grad
+    if target.numel():
+        results = outputs._replace(row_losses=row_losses, grad=grad)
+        _row_loss(logits, target, row_scale, term_weights, results, request)
+    if request.wants("loss"):
+        loss = scaled_loss(row_losses, target, row_scale, request)
+        outputs = outputs._replace(loss=loss)
+    return outputs
 
 
 def _row_loss(
@@ -83,44 +112,37 @@ def _row_loss(
     target: Tensor,
     row_scale: Tensor,
     term_weights: Tensor | None,
+    outputs: RowOutputs,
     request: RowRequest,
-) -> RowOutputs:
+) -> None:
+    """Fill ``outputs``, where the loss is not yet."""
     view = as_rows(logits)
-    N = target.numel()
-    constants = term_constants(request.terms)
-    plan = plan_rows(N, view.shape[1], view.class_first, logits.dtype, constants["NUM_DENSE"])
-    outputs = empty_outputs(logits, target, request)
-    if N == 0:
-        return outputs
-    grad = logits if request.write_grad and request.inplace else outputs.grad
-    if plan.form == "split":
+    plan = plan_terms(view, compiled(request.terms).num_dense)
+    if plan.kind == "split":
         # The gradient of a split row is a launch of its own, which reads what was saved.
-        kept = request._replace(write_grad=False, probs=False, write_saved=True)
-        results = empty_outputs(logits, target, kept)
-        with on_device(logits):
-            split_rows(view, target, term_weights, results, request, plan)
-            if request.probs:
-                _softmax(view, writable_rows(outputs.probs))
-        if request.write_grad:
-            row_grad(grad, logits, target, row_scale, results.saved, request)
-        saved = results.saved if request.write_saved else outputs.saved
-        return results._replace(grad=outputs.grad, probs=outputs.probs, saved=saved)
-    with on_device(logits):
-        kernel = row_tile_kernel if plan.form == "tile" else row_sweep_kernel
-        kernel[(triton.cdiv(N, plan.block_n),)](
-            **row_args(view, target, request),
-            **output_args(outputs, grad),
-            SCALE=scale_arg(row_scale),
-            W=term_weights,
-            P=split_numbers(request.terms),
-            ALL_ROWS=request.aux or request.probs,
-            **constants,
-            **block_args(plan, logits.dtype),
-        )
-    return outputs
+        saved = outputs.saved
+        if saved is None and outputs.grad is not None:
+            saved = empty_outputs(logits, target, request.asking("saved")).saved
+        split_rows(view, target, term_weights, outputs._replace(saved=saved), request, plan)
+        if outputs.probs is not None:
+            _softmax(view, outputs.probs)
+        if outputs.grad is not None and saved is not None:
+            row_grad_into(outputs.grad, logits, target, row_scale, saved, request)
+        return
+    launch(
+        row_tile_kernel if plan.kind == "tile" else row_sweep_kernel,
+        plan,
+        view,
+        **labelled(view, target, request),
+        SCALE=scale_of(row_scale),
+        W=term_weights,
+        **outputs_of(outputs),
+        **sum_of(request.terms),
+        ALL_ROWS=request.reads_ignored,
+    )
 
 
-def row_grad(
+def row_grad_into(
     grad: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -128,78 +150,116 @@ def row_grad(
     saved: Tensor,
     request: RowRequest,
 ) -> None:
-    """See ``Backend.row_grad``."""
-    if not grad.numel():
-        return
-    view = as_rows(logits)
-    plan = plan_tiles(view.shape[1], view.class_first, logits.dtype)
-    with on_device(logits):
-        row_grad_kernel[(_tiles(view, plan),)](
-            **row_args(view, target, request),
-            SCALE=scale_arg(row_scale),
-            SAVED=saved,
-            GRAD=writable_rows(grad).strided,
-            P=split_numbers(request.terms),
-            TERMS=term_constants(request.terms)["TERMS"],
-            **block_args(plan, logits.dtype),
-        )
+    """See ``Backend.row_grad_into``."""
+    view, plan, programs = _tiles(logits)
+    launch(
+        row_grad_kernel,
+        plan,
+        view,
+        programs,
+        **labelled(view, target, request),
+        SCALE=scale_of(row_scale),
+        SAVED=saved,
+        GRAD=written(grad),
+        **sum_of(request.terms),
+    )
 
 
 def scale_(tensor: Tensor, factor: Tensor) -> None:
     """See ``Backend.scale_``."""
-    if not tensor.numel():
-        return
-    view = writable_rows(tensor)
-    plan = plan_tiles(view.shape[1], view.class_first, tensor.dtype)
-    programs = min(_tiles(view, plan), SCALE_PROGRAMS_PER_PROCESSOR * num_processors(tensor.device))
-    with on_device(tensor):
-        scale_kernel[(programs,)](
-            T=view.strided, FACTOR=factor, **shape_args(view), **block_args(plan, tensor.dtype)
-        )
+    view, plan, programs = _tiles(tensor)
+    programs = min(programs, SCALE_PROGRAMS_PER_PROCESSOR * num_processors(tensor.device))
+    launch(scale_kernel, plan, view, programs, T=written(tensor), FACTOR=factor)
 
 
 def softmax(logits: Tensor) -> Tensor:
     """See ``Kernels.softmax``."""
     probs = torch.empty_like(logits)
-    if probs.numel():
-        with on_device(logits):
-            _softmax(as_rows(logits), writable_rows(probs))
+    _softmax(as_rows(logits), probs)
     return probs
+
+
+def _softmax(view: RowView, probs: Tensor) -> None:
+    kernels = softmax_tile_kernel, softmax_sweep_kernel
+    _whole_rows(kernels, view, Z=strided(view), PROBS=written(probs))
 
 
 def softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
     """See ``Kernels.softmax_backward``."""
-    result = torch.empty_like(probs)
-    if result.numel():
-        view = as_rows(probs)
-        plan = _plan_whole_rows(view)
-        tile = plan.form == "tile"
-        kernel = softmax_backward_tile_kernel if tile else softmax_backward_sweep_kernel
-        with on_device(probs):
-            kernel[(triton.cdiv(grad.numel() // view.shape[1], plan.block_n),)](
-                PROBS=view.strided,
-                UP=as_rows(grad).strided,
-                GRAD=writable_rows(result).strided,
-                **shape_args(view),
-                **block_args(plan, probs.dtype),
-            )
+    result, view = torch.empty_like(probs), as_rows(probs)
+    kernels = softmax_backward_tile_kernel, softmax_backward_sweep_kernel
+    up, made = strided(as_rows(grad)), written(result)
+    _whole_rows(kernels, view, PROBS=strided(view), UP=up, GRAD=made)
     return result
 
 
-def _softmax(view: RowView, probs: RowView) -> None:
-    plan = _plan_whole_rows(view)
-    kernel = softmax_tile_kernel if plan.form == "tile" else softmax_sweep_kernel
-    shape = shape_args(view)
-    kernel[(triton.cdiv(shape["N"], plan.block_n),)](
-        Z=view.strided, PROBS=probs.strided, **shape, **block_args(plan, view.tensor.dtype)
+def column_sums(
+    logits: Tensor, counted: Tensor | None, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """See ``ColumnKernels.column_sums``."""
+    view, dtype = as_rows(logits), accumulator_dtype(logits.dtype)
+    B, K, M = view.shape
+    lse_parts = logits.new_empty((B * M, NUM_LSE_PARTS), dtype=dtype)
+    if not logits.numel():
+        return logits.new_zeros((K,), dtype=dtype), lse_parts
+    rows = {"Z": strided(view), "VALID": _bytes(counted), "LSE_PARTS": lse_parts}
+    _whole_rows((lse_parts_tile_kernel, lse_parts_sweep_kernel), view, **rows)
+    processors = num_processors(logits.device)
+    plan, group_rows = plan_column_sums(B * M, K, view.class_first, logits.dtype, processors)
+    groups, across = triton.cdiv(B * M, group_rows), triton.cdiv(K, plan.block_k)
+    partial = logits.new_empty((groups, K), dtype=dtype)
+    own = {"PARTIAL": partial, "GROUP_ROWS": group_rows, "BOUNDS": _bounds(low, high)}
+    launch(column_sums_kernel, plan, view, groups, across, **rows, **own)
+    return partial.sum(0), lse_parts
+
+
+def column_grad(
+    grad: Tensor,
+    logits: Tensor,
+    counted: Tensor | None,
+    lse_parts: Tensor,
+    slopes: Tensor,
+    scale: Tensor,
+    low: float,
+    high: float,
+    accumulate: bool,
+) -> None:
+    """See ``ColumnKernels.column_grad``."""
+    view = as_rows(logits)
+    _whole_rows(
+        (column_grad_tile_kernel, column_grad_sweep_kernel),
+        view,
+        Z=strided(view),
+        VALID=_bytes(counted),
+        LSE_PARTS=lse_parts,
+        SLOPES=slopes,
+        SCALE=scale,
+        GRAD=written(grad),
+        BOUNDS=_bounds(low, high),
+        ACCUMULATE=accumulate,
     )
 
 
-def _plan_whole_rows(view: RowView) -> Plan:
+def _whole_rows(kernels: tuple[Any, Any], view: RowView, **arguments: Any) -> None:
+    """Launch the kernel for tiles or the one for sweeps, unless there is nothing to do."""
     B, K, M = view.shape
-    return plan_rows(B * M, K, view.class_first, view.tensor.dtype, may_split=False)
+    plan = plan_rows(B * M, K, view.class_first, view.tensor.dtype, may_split=False)
+    if K:
+        launch(kernels[plan.kind == "sweep"], plan, view, **arguments)
 
 
-def _tiles(view: RowView, plan: Plan) -> int:
+def _tiles(tensor: Tensor) -> tuple[RowView, Plan, int]:
+    """(view, plan, programs) of a kernel that works on tiles."""
+    view = as_rows(tensor)
     B, K, M = view.shape
-    return triton.cdiv(B * M, plan.block_n) * triton.cdiv(K, plan.block_k)
+    plan = plan_tiles(K, view.class_first, tensor.dtype)
+    return view, plan, triton.cdiv(B * M, plan.block_n) * triton.cdiv(K, plan.block_k)
+
+
+def _bytes(counted: Tensor | None) -> Tensor | None:
+    return None if counted is None else counted.reshape(-1).view(torch.uint8)
+
+
+@lru_cache(maxsize=16)
+def _bounds(low: float, high: float) -> Numbers:
+    return split((low, high))

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Form = Literal["tile", "sweep", "split"]
+Kind = Literal["tile", "sweep", "split"]
 
 # Float32 values of a tile that a thread holds. The sums, the softmax and the phi of a row then fit
 # in its registers without spilling on any target; tests/audit holds every launch to that. More
@@ -46,7 +46,7 @@ MAX_SPLITS = 1024
 class Plan(NamedTuple):
     """How a kernel is launched."""
 
-    form: Form
+    kind: Kind
     block_n: int
     block_k: int
     num_warps: int
@@ -62,7 +62,7 @@ def plan_rows(
     num_dense: int = 0,
     may_split: bool = True,
 ) -> Plan:
-    """The form and blocks for rows of ``num_classes`` logits and ``num_dense`` dense terms."""
+    """The kind and blocks for rows of ``num_classes`` logits and ``num_dense`` dense terms."""
     if class_first:
         return _positions(num_classes, dtype, whole_rows=True)
     crowd = _width(dtype) * (VALUES // _values(num_dense))
@@ -86,7 +86,7 @@ def for_sums(plan: Plan, dtype: torch.dtype) -> Plan:
     It needs so few registers that for float64 ptxas aims at 40, and misses them by two; with twice
     the warps it does not.
     """
-    if plan.form == "tile" or dtype != torch.float64:
+    if plan.kind == "tile" or dtype != torch.float64:
         return plan
     return plan._replace(num_warps=MAX_WARPS)
 
@@ -113,8 +113,8 @@ def plan_column_sums(
 
 def _positions(num_classes: int, dtype: torch.dtype, whole_rows: bool) -> Plan:
     block_k = min(_power_of_two(num_classes), POSITION_CLASSES // _width(dtype))
-    form: Form = "sweep" if whole_rows and block_k < num_classes else "tile"
-    return Plan(form, POSITIONS, block_k, _warps(POSITIONS * block_k, VALUES_OF_POSITIONS))
+    kind: Kind = "sweep" if whole_rows and block_k < num_classes else "tile"
+    return Plan(kind, POSITIONS, block_k, _warps(POSITIONS * block_k, VALUES_OF_POSITIONS))
 
 
 def _width(dtype: torch.dtype) -> int:

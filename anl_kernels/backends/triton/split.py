@@ -2,12 +2,12 @@
 
 A row's loss takes three launches: partials of every part; sums of the dense terms of every part,
 once all parts' partials give the row's lse; the head of every row. Parts merge by addition, and
-backward.row_grad_kernel writes the gradient. ``PARTS`` (N, SPLITS, COLUMNS) holds the columns of
-``Kernels.shard_partials`` for every part, ``BEST`` (N, SPLITS) the place of its maximum or None,
-``SUMS`` (N, SPLITS, 2 NUM_DENSE) its sums of phi and of the slope of phi. A row whose parts are of
-one tensor has its label's logit with each of them. A shard is one part, or, where its rows are few
-and long, several, which merge here before other ranks see them; from those it gets the partials
-of whole rows, as one part (``GIVEN``). No atomics: the same bits every time.
+backward.row_grad_kernel writes the gradient. ``PARTS.partials`` (N, splits, COLUMNS) holds the
+columns of ``Kernels.shard_partials`` for every part, ``PARTS.best`` (N, splits) the place of its
+maximum or None, ``SUMS`` (N, splits, 2 num_dense) its sums of phi and of the slope of phi. A row
+whose parts are of one tensor has its label's logit with each of them. A shard is one part, or,
+where its rows are few and long, several, which merge here before other ranks see them; from those
+it gets the partials of whole rows, as one part. No atomics: the same bits every time.
 """
 
 import triton
@@ -23,15 +23,18 @@ from anl_kernels.backends.triton.forward import (
     tile_others,
 )
 from anl_kernels.backends.triton.rows import (
+    Rows,
     anchor,
-    class_of,
+    any_of,
     finish_rows,
+    labelled_rows,
     load_labels,
     load_others,
     load_target,
     normalise,
     or_zero,
     row_pointers,
+    rows_of_program,
 )
 from anl_kernels.interface import NUM_PARTIALS
 
@@ -43,119 +46,102 @@ ANCHOR_SAMPLES = tl.constexpr(3)
 
 @triton.jit
 def split_partials_kernel(
-    Z, Y, PARTS, BEST, N, K, M, IGNORE, SPLITS, PART,
-    SHARD: tl.constexpr, TILE: tl.constexpr, LINEAR: tl.constexpr, ALL_ROWS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    Z, Y, PARTS, SHAPE, IGNORE, SPLITS, PART, SHARD: tl.constexpr, TILE: tl.constexpr,
+    LINEAR: tl.constexpr, ALL_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (rows, part): the partials of PART classes of each, a TILE or swept."""
-    n, in_rows, slot, start = part_of_program(N, SPLITS, PART, BLOCK_N)
-    rows = row_pointers(Z, n, M)
-    y, counted, z_y = load_target(Z, Y, rows, n, in_rows, K, IGNORE, SHARD, ACC)
-    loaded = in_rows if ALL_ROWS else counted
-    stop = end_of_part(start, PART, K, loaded)
+    n, exist, slot, start = part_of_program(SHAPE, SPLITS, PART, BLOCK)
+    rows = labelled_rows(row_pointers(Z, SHAPE, n), Y, SHAPE, IGNORE, n, exist, ALL_ROWS)
+    z_y = load_target(Z, rows, SHARD, BLOCK.acc)
+    stop = tl.where(any_of(rows.loaded), tl.minimum(start + PART, SHAPE.K), start)
     if TILE:
-        k = tl.arange(0, BLOCK_K)
-        z = load_others(Z, rows, k, y, loaded, stop, ACC)
+        k = tl.arange(0, BLOCK.k)
+        z = load_others(Z, rows, k, stop, BLOCK.acc)
         m, mass = tile_others(z)
-        total, count = tile_linear(z, m, ACC)
-        if BEST is not None:
+        total, count = tile_linear(z, m, BLOCK.acc)
+        if PARTS.best is not None:
             best = first_of_equals(z, k[None, :], m, stop - 1)
     else:
         z_0 = z_y
         if LINEAR:
-            z_0 = anchor(Z, rows, y, z_y, loaded, start, stop, ANCHOR_SAMPLES, ACC)
+            z_0 = anchor(Z, rows, z_y, start, stop, ANCHOR_SAMPLES, BLOCK.acc)
         m, mass, total, count, best = sweep_others(
-            Z, rows, y, loaded, z_0, start, stop, LINEAR, BEST is not None, BLOCK_N, BLOCK_K, ACC
+            Z, rows, z_0, start, stop, LINEAR, PARTS.best is not None, BLOCK
         )
         if LINEAR:
             total = relative_to(m, z_0, total, count)
         m = tl.where(mass == 0, -float("inf"), m)
-    store_partials(PARTS, slot, in_rows, (m, mass, total, count, z_y))
-    if BEST is not None:
-        tl.store(BEST + slot, best, mask=in_rows)
+    store_partials(PARTS, slot, rows.exist, (m, mass, total, count, z_y))
+    if PARTS.best is not None:
+        tl.store(PARTS.best + slot, best, mask=rows.exist)
 
 
 @triton.jit
-def split_merge_kernel(
-    PARTS, BEST, MERGED, MERGED_BEST, N, K, SPLITS, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr
-):
+def split_merge_kernel(PARTS, MERGED, SHAPE, SPLITS, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr):
     """Program (rows): their partials, out of those of their parts."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_rows = n < N
-    merged = merge_partials(PARTS, n, in_rows, SPLITS, BLOCK_S)
-    store_partials(MERGED, n, in_rows, merged)
-    if BEST is not None:
-        best = best_of_parts(PARTS, BEST, merged[0], n, in_rows, K, SPLITS, BLOCK_S)
-        tl.store(MERGED_BEST + n, best, mask=in_rows)
+    n, exist = rows_of_program(SHAPE, BLOCK)
+    merged = merge_partials(PARTS, n, exist, SPLITS, BLOCK_S)
+    store_partials(MERGED, n, exist, merged)
+    if PARTS.best is not None:
+        best = best_of_parts(PARTS, merged[0], n, exist, SHAPE.K, SPLITS, BLOCK_S)
+        tl.store(MERGED.best + n, best, mask=exist)
 
 
 @triton.jit
 def split_sums_kernel(
-    Z, Y, PARTS, SUMS, N, K, M, IGNORE, GIVEN, SPLITS, PART, P,
-    TILE: tl.constexpr, TERMS: tl.constexpr, NUM_DENSE: tl.constexpr, ALL_ROWS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
+    Z, Y, PARTS, SUMS, SHAPE, IGNORE, GIVEN, SPLITS, PART, P, TILE: tl.constexpr,
+    TERMS: tl.constexpr, ALL_ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Program (rows, part): the dense sums of PART classes of each; GIVEN parts make PARTS."""
-    n, in_rows, slot, start = part_of_program(N, SPLITS, PART, BLOCK_N)
-    rows = row_pointers(Z, n, M)
-    m_others, mass, _, _, z_y = merge_partials(PARTS, n, in_rows, GIVEN, BLOCK_S)
+    n, exist, slot, start = part_of_program(SHAPE, SPLITS, PART, BLOCK)
+    z_rows = row_pointers(Z, SHAPE, n)
+    m_others, mass, _, _, z_y = merge_partials(PARTS, n, exist, GIVEN, BLOCK_S)
     softmax = normalise(m_others, mass, z_y)
-    label, counted = load_labels(Y, n, in_rows, IGNORE)
-    y = class_of(label, counted, K)
-    loaded = in_rows if ALL_ROWS else counted
-    stop = end_of_part(start, PART, K, loaded)
+    rows = labelled_rows(z_rows, Y, SHAPE, IGNORE, n, exist, ALL_ROWS)
+    stop = tl.where(any_of(rows.loaded), tl.minimum(start + PART, SHAPE.K), start)
     if TILE:
-        z = load_others(Z, rows, tl.arange(0, BLOCK_K), y, loaded, stop, ACC)
-        S, D = tile_dense(z, softmax, P, TERMS, NUM_DENSE, BLOCK_N, BLOCK_K, ACC)
+        z = load_others(Z, rows, tl.arange(0, BLOCK.k), stop, BLOCK.acc)
+        S, D = tile_dense(z, softmax, P, TERMS, BLOCK)
     else:
-        S, D = sweep_dense(
-            Z, rows, y, loaded, start, stop, softmax, P, TERMS, NUM_DENSE, BLOCK_N, BLOCK_K, ACC
-        )
-    for i in tl.static_range(NUM_DENSE):
-        tl.store(SUMS + (slot * NUM_DENSE + i) * 2, S[i], mask=in_rows)
-        tl.store(SUMS + (slot * NUM_DENSE + i) * 2 + 1, D[i], mask=in_rows)
+        S, D = sweep_dense(Z, rows, start, stop, softmax, P, TERMS, BLOCK)
+    for i in tl.static_range(len(S)):
+        tl.store(SUMS + (slot * len(S) + i) * 2, S[i], mask=rows.exist)
+        tl.store(SUMS + (slot * len(S) + i) * 2 + 1, D[i], mask=rows.exist)
 
 
 @triton.jit
 def split_finish_kernel(
-    Y, W, OUT, PARTS, BEST, SUMS, N, K, IGNORE, SPLITS, P,
-    TERMS: tl.constexpr, NUM_DENSE: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    Y, W, OUT, PARTS, SUMS, SHAPE, IGNORE, SPLITS, P,
+    TERMS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Program (rows): merge their parts and run their heads. K is for the argmax alone."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_rows = n < N
-    label, counted = load_labels(Y, n, in_rows, IGNORE)
-    m_others, mass, total, count, z_y = merge_partials(PARTS, n, in_rows, SPLITS, BLOCK_S)
+    """Program (rows): merge their parts and run their heads. SHAPE.K is for the argmax alone."""
+    n, exist = rows_of_program(SHAPE, BLOCK)
+    valid, y = load_labels(Y, SHAPE, IGNORE, n, exist)
+    rows = Rows(n, exist, None, valid, None, y)
+    m_others, mass, total, count, z_y = merge_partials(PARTS, n, exist, SPLITS, BLOCK_S)
     S = ()
     D = ()
-    for i in tl.static_range(2 * NUM_DENSE):
-        of_parts = load_parts(SUMS, n, in_rows, SPLITS, 2 * NUM_DENSE, i, 0.0, BLOCK_S)
+    WIDTH: tl.constexpr = 2 * TERMS.num_dense
+    for i in tl.static_range(WIDTH):
+        of_parts = load_parts(SUMS, n, exist, SPLITS, WIDTH, i, 0.0, BLOCK_S)
         if i % 2 == 0:
             S = S + (tl.sum(of_parts, 1),)
         else:
             D = D + (tl.sum(of_parts, 1),)
-    finish_rows(
-        OUT, W, n, in_rows, counted, normalise(m_others, mass, z_y),
-        (total, count, or_zero(m_others)), S, D, P, TERMS, ACC,
-    )  # fmt: skip
-    if OUT[5] is not None:
-        best = best_of_parts(PARTS, BEST, m_others, n, in_rows, K, SPLITS, BLOCK_S)
-        store_argmax(OUT[5], n, in_rows, m_others, best, z_y, class_of(label, counted, K))
+    softmax = normalise(m_others, mass, z_y)
+    linear = (total, count, or_zero(m_others))
+    finish_rows(OUT, W, rows, softmax, linear, S, D, P, TERMS, BLOCK.acc)
+    if PARTS.best is not None:
+        best = best_of_parts(PARTS, m_others, n, exist, SHAPE.K, SPLITS, BLOCK_S)
+        store_argmax(OUT, rows, m_others, best, z_y)
 
 
 @triton.jit
-def part_of_program(N, SPLITS, PART, BLOCK_N: tl.constexpr):
+def part_of_program(SHAPE, SPLITS, PART, BLOCK: tl.constexpr):
     """(rows, which exist, their slots among all parts, first class of the part)."""
     pid = tl.program_id(0).to(tl.int64)
-    n = pid // SPLITS * BLOCK_N + tl.arange(0, BLOCK_N)
-    return n, n < N, n * SPLITS + pid % SPLITS, (pid % SPLITS * PART).to(tl.int32)
-
-
-@triton.jit
-def end_of_part(start, PART, K, loaded):
-    """The class past a part's last; its first where no row is read."""
-    return tl.where(tl.max(loaded.to(tl.int32), 0) > 0, tl.minimum(start + PART, K), start)
+    n = pid // SPLITS * BLOCK.n + tl.arange(0, BLOCK.n)
+    return n, n < SHAPE.N, n * SPLITS + pid % SPLITS, (pid % SPLITS * PART).to(tl.int32)
 
 
 @triton.jit
@@ -170,10 +156,10 @@ def relative_to(m, z_0, total, count):
 
 
 @triton.jit
-def store_partials(T, slot, mask, partials):
+def store_partials(PARTS, slot, mask, partials):
     """Write a row or part's COLUMNS."""
     for i in tl.static_range(COLUMNS):
-        tl.store(T + slot * COLUMNS + i, partials[i], mask=mask)
+        tl.store(PARTS.partials + slot * COLUMNS + i, partials[i], mask=mask)
 
 
 @triton.jit
@@ -181,7 +167,7 @@ def load_parts(
     T, n, mask_n, SPLITS, width: tl.constexpr, i: tl.constexpr, other: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The (BLOCK_N, BLOCK_S) values number i of ``width`` that the parts of rows left."""
+    """The (BLOCK.n, BLOCK_S) values number i of ``width`` that the parts of rows left."""
     s = tl.arange(0, BLOCK_S)[None, :]
     mask = mask_n[:, None] & (s < SPLITS)
     return tl.load(T + (n[:, None] * SPLITS + s) * width + i, mask=mask, other=other)
@@ -190,11 +176,12 @@ def load_parts(
 @triton.jit
 def merge_partials(PARTS, n, mask_n, SPLITS, BLOCK_S: tl.constexpr):
     """The partials of rows from those of their parts."""
-    m = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 0, -float("inf"), BLOCK_S)
-    mass = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 1, 0.0, BLOCK_S)
-    total = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 2, 0.0, BLOCK_S)
-    count = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 3, 0.0, BLOCK_S)
-    z_y = tl.load(PARTS + n * SPLITS * COLUMNS + 4, mask=mask_n, other=-float("inf"))
+    T = PARTS.partials
+    m = load_parts(T, n, mask_n, SPLITS, COLUMNS, 0, -float("inf"), BLOCK_S)
+    mass = load_parts(T, n, mask_n, SPLITS, COLUMNS, 1, 0.0, BLOCK_S)
+    total = load_parts(T, n, mask_n, SPLITS, COLUMNS, 2, 0.0, BLOCK_S)
+    count = load_parts(T, n, mask_n, SPLITS, COLUMNS, 3, 0.0, BLOCK_S)
+    z_y = tl.load(T + n * SPLITS * COLUMNS + 4, mask=mask_n, other=-float("inf"))
     m_others = tl.max(m, 1)
     below = tl.where(mass == 0, 0.0, m - m_others[:, None])  # 0 - 0 is of no class, -inf - -inf
     mass = tl.sum(mass * tl.exp(below), 1)
@@ -202,8 +189,8 @@ def merge_partials(PARTS, n, mask_n, SPLITS, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def best_of_parts(PARTS, BEST, m_others, n, mask_n, K, SPLITS, BLOCK_S: tl.constexpr):
+def best_of_parts(PARTS, m_others, n, mask_n, K, SPLITS, BLOCK_S: tl.constexpr):
     """The place of the rows' maxima m_others."""
-    m = load_parts(PARTS, n, mask_n, SPLITS, COLUMNS, 0, -float("inf"), BLOCK_S)
-    index = load_parts(BEST, n, mask_n, SPLITS, 1, 0, 0, BLOCK_S)
+    m = load_parts(PARTS.partials, n, mask_n, SPLITS, COLUMNS, 0, -float("inf"), BLOCK_S)
+    index = load_parts(PARTS.best, n, mask_n, SPLITS, 1, 0, 0, BLOCK_S)
     return first_of_equals(m, index, m_others, K - 1)

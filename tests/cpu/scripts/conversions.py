@@ -3,7 +3,7 @@
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import instruction_set
 
 
 def all_of(dtype):
@@ -51,4 +51,4 @@ with ak.use_backend("cpu"):
         check_reading(dtype, 200)
         for transposed in (False, True):
             check_writing(dtype, 3, transposed)
-print(library.instruction_set(), torch.__version__)
+print(instruction_set(), torch.__version__)

@@ -3,7 +3,7 @@
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import instruction_set
 from tests.cpu.forms import FORMS, SOME, assert_close, reference, results
 
 torch.manual_seed(0)
@@ -17,4 +17,4 @@ with ak.use_backend("cpu"):
             for terms in (SOME["ANL-CE"], SOME["all"]):
                 ours = results(logits, target, terms)
                 assert_close(ours, reference(logits, target, terms), dtype)
-print(library.instruction_set(), torch.__version__)
+print(instruction_set(), torch.__version__)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import instruction_set
 from tests.cpu.elementary import BOUNDS, arguments
 
 for dtype in (np.float32, np.float64):
@@ -12,4 +12,4 @@ for dtype in (np.float32, np.float64):
         if bound.dtype == dtype and np.finfo(np.longdouble).nmant >= 60:
             worst, where = bound.worst(numbers)
             assert worst <= bound.most, f"{bound}: {worst:.3g} ulp at {where!r}"
-print(library.instruction_set(), torch.__version__)
+print(instruction_set(), torch.__version__)

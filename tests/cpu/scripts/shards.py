@@ -3,9 +3,9 @@
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.cpu import library
+from anl_kernels.backends.choice import instruction_set
 from tests.cpu.forms import FORMS, SOME
-from tests.test_shards import IGNORE, assert_merged
+from tests.shards import IGNORE, assert_merged
 
 torch.manual_seed(0)
 with ak.use_backend("cpu"):
@@ -18,4 +18,4 @@ with ak.use_backend("cpu"):
             target.view(-1)[0] = IGNORE
             for terms in (SOME["ANL-CE"], SOME["all"]):
                 assert_merged("cpu", logits, target, terms, (0, 1, 100, form.num_classes), 2e-6)
-print(library.instruction_set(), torch.__version__)
+print(instruction_set(), torch.__version__)

@@ -1,1 +1,0 @@
-"""The CPU backend: C++ kernels, compiled for several instruction sets."""

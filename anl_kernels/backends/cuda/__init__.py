@@ -1,1 +1,0 @@
-"""The CUDA backend: C++ kernels for NVIDIA GPUs."""

@@ -1,0 +1,141 @@
+"""The loss of checked rows: who computes it, in which mode, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anl_kernels.backends import reference
+from anl_kernels.backends.choice import REFERENCE, choose_backend
+from anl_kernels.distributed.class_shards import ClassShards
+from anl_kernels.distributed.local_parts import AmongDTensors
+from anl_kernels.distributed.row_shards import RowShards
+from anl_kernels.interface import AUX, BITS, RowOutputs, RowRequest, outputs_of
+from anl_kernels.rows.autograd import RowLossFunction, apply
+from anl_kernels.rows.operators import Where
+from anl_kernels.terms import Terms
+from anl_kernels.terms.encoding import encode
+from anl_kernels.tracing import transforming
+
+
+@dataclass(frozen=True)
+class Aux:
+    """What a loss knew on its way, without gradient; None where it was not asked for.
+
+    Shapes: N-d like the target, with T terms first in ``term_losses`` and like the logits in
+    ``probs``. float32, or float64 for float64 logits; ``argmax`` int64; ``probs`` in the logits'
+    dtype. Rows whose label is ignored have ``term_losses`` and ``p_y`` 0.
+    """
+
+    term_losses: Tensor | None = None
+    """Each term's loss, without its weight."""
+    lse: Tensor | None = None
+    """Log-sum-exp of the logits."""
+    p_y: Tensor | None = None
+    """Probability of the label."""
+    argmax: Tensor | None = None
+    """The prediction, which is the class of the largest logit, the first of equals."""
+    probs: Tensor | None = None
+    """The softmax."""
+
+
+_NO_AUX = Aux()
+
+
+def row_loss(
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    terms: Terms,
+    *,
+    ignore_index: int,
+    reduce: bool,
+    inplace: bool = False,
+    aux: tuple[str, ...] = (),
+    shards: ClassShards | None = None,
+) -> tuple[Tensor, Aux]:
+    """The loss of checked rows times ``row_scale``, and what was asked for beside it.
+
+    Chooses who computes it, and the mode: one pass, or recompute.
+    """
+    backend = choose_backend(logits, terms)
+    weights = terms.tensor_weights(like=row_scale)
+    if backend == REFERENCE:
+        made = reference.row_loss(logits, target, weights, terms, ignore_index, shards)
+        scaled = made.row_losses * row_scale
+        named = {
+            name: reference.auxiliary(name, logits, target, made, ignore_index, shards)
+            for name in aux
+        }
+        return scaled.sum() if reduce else scaled, Aux(**named)
+    grad_mode = torch.is_grad_enabled()
+    # What vmap wraps does not say that it requires grad.
+    wrapped = grad_mode and torch._C._are_functorch_transforms_active()
+    needs_grad = wrapped or (grad_mode and logits.requires_grad)
+    learned = weights is not None and (wrapped or (grad_mode and weights.requires_grad))
+    by_factor = wrapped or learned or row_scale.requires_grad
+    outputs = BITS["loss"]
+    if by_factor:
+        outputs |= BITS["row_losses"]
+    if needs_grad:
+        one_pass = reduce and shards is None and not by_factor and _one_pass(logits)
+        outputs |= BITS["grad"] if one_pass else BITS["saved"]
+    if learned or not _PROBS.issuperset(aux):
+        outputs |= _AUX
+    if "probs" in aux:
+        outputs |= BITS["probs"]
+    inplace = inplace and grad_mode and logits.requires_grad
+    request = RowRequest(*encode(terms), ignore_index, outputs, reduce, inplace)
+    where = Where.of(backend, shards)
+    tensors = logits, target, row_scale, weights
+    if needs_grad or by_factor:
+        results = apply(RowLossFunction, *tensors, where, request)
+    else:
+        results = where.row_loss(*tensors, request)
+    return results[0], aux_of(aux, target.shape, request.named(results)) if aux else _NO_AUX
+
+
+_AUX, _PROBS = outputs_of(*AUX), frozenset({"probs"})
+
+
+def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, Aux]:
+    """Results out of DTensors: the loss of all ranks' rows; what is of rows, as their DTensors."""
+    if rows is None:
+        return AmongDTensors.apply(loss), aux
+    made = {
+        name: None if value is None else rows.spread(value, 1 if name == "term_losses" else 0)
+        for name, value in vars(aux).items()
+        if name != "probs"
+    }
+    loss = rows.spread(loss) if loss.dim() else AmongDTensors.apply(rows.total(loss))
+    return loss, Aux(**made, probs=aux.probs)
+
+
+def aux_of(names: tuple[str, ...], shape: torch.Size, made: RowOutputs) -> Aux:
+    """What was asked for of the results of rows, in the target's shape."""
+
+    def shaped(name: str) -> Tensor:
+        values = getattr(made, name)
+        if name == "probs":
+            return values
+        if name == "term_losses":
+            return values.t().reshape(values.shape[1], *shape)
+        return values.view(shape)
+
+    return Aux(**{name: shaped(name) for name in names})
+
+
+def _one_pass(logits: Tensor) -> bool:
+    """Whether the forward kernel shall write the gradient too: 1 read + 1 write of the logits.
+
+    Otherwise the backward reads them again, half as much traffic more, but it takes any upstream
+    gradient before it rounds. float16 needs that: NCE's gradient, about 1/K, is below float16's
+    smallest number until a GradScaler has multiplied it. float64 is there for checks, such as
+    gradcheck's that a second backward, which recomputes, gives the same bits. Compiled code and
+    functorch transforms need it: the compiler would copy a gradient that is scaled in place, and
+    functorch always asks for a differentiable backward, which recomputes. Classes on several ranks
+    are read again for the gradient in either mode, since the ranks' sums come first.
+    """
+    return logits.dtype in (torch.float32, torch.bfloat16) and not transforming()
