@@ -159,8 +159,9 @@ def robust_loss(
         reduction=reduction,
         class_scale=class_scale,
     )
+    local = made.local
     loss, aux = row_loss(
-        made.logits,
+        local.logits,
         made.target,
         made.row_scale,
         made.terms,
@@ -168,12 +169,12 @@ def robust_loss(
         reduce=reduction != "none",
         inplace=inplace,
         aux=aux_outputs(return_aux),
-        shards=made.shards,
+        shards=local.shards,
     )
     if is_dtensor(logits):
-        loss, aux = over_ranks(loss, aux, made.rows)
-        if made.rows is not None and aux.probs is not None:
-            probs = spread_classes(logits, aux.probs, made.num_classes)
+        loss, aux = over_ranks(loss, aux, local.rows)
+        if local.rows is not None and aux.probs is not None:
+            probs = spread_classes(logits, aux.probs, local.num_classes)
             aux = replace(aux, probs=probs)
     return (loss, aux) if return_aux else loss
 

@@ -29,7 +29,7 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class RowOutputs(NamedTuple):
-    """Results for N rows, each None unless it is wanted: who wants it, has it, say the types."""
+    """Results for N rows. Each is None unless it is wanted; the types do not say so."""
 
     loss: Tensor = None  # type: ignore[assignment]
     """The losses of rows times ``row_scale``, of the target's shape, or their sum."""
@@ -52,7 +52,7 @@ class RowOutputs(NamedTuple):
 
 
 BITS = {name: 1 << place for place, name in enumerate(RowOutputs._fields)}
-"""The bit of each output in :attr:`RowRequest.outputs`; csrc/call.h has the same order."""
+"""The bit of each output in :attr:`RowRequest.outputs`; csrc/tensors.h has the same order."""
 _NAMES = tuple(
     tuple(name for name, bit in BITS.items() if outputs & bit) for outputs in range(1 << len(BITS))
 )
@@ -241,7 +241,7 @@ class ColumnKernels(Backend, Protocol):
         grad: Tensor,
         logits: Tensor,
         counted: Tensor | None,
-        partials: Tensor,
+        lse_parts: Tensor,
         slopes: Tensor,
         scale: Tensor,
         low: float,
@@ -270,15 +270,15 @@ class Kernels(ColumnKernels, Protocol):
         """What a shard, some of the classes of every row, knows before the row's lse is known.
 
         ``target`` holds the label's place in this shard; a label that is elsewhere is -1. There is
-        at least one class here. Rows whose label is ``ignore_index`` need not be read unless
-        ``request.aux``.
+        at least one class here. Rows whose label is ``ignore_index`` need not be read unless the
+        request ``reads_ignored``.
 
         Returns:
             (N, NUM_PARTIALS) in the accumulator dtype: of the classes here, less the label and
             those with a logit of -inf, their maximum m (-inf if there is none), the sums of
             exp(z - m) and of z - m, and their number; then the label's logit, -inf if it is
             elsewhere. And the place of that maximum, the first of equals, as (N,) int64; without
-            elements unless ``request.aux``.
+            elements unless ``argmax`` is wanted.
         """
         ...
 
@@ -301,7 +301,7 @@ class Kernels(ColumnKernels, Protocol):
         term_weights: Tensor | None,
         request: RowRequest,
     ) -> RowOutputs:
-        """The heads of rows, from partials and sums of all their classes.
+        """The loss heads of rows, from partials and sums of all their classes.
 
         Of the target only whether it is ``ignore_index`` matters. A label's logit of NaN makes the
         row NaN.

@@ -187,8 +187,8 @@ class LogProbLoss(nn.Module):
             reduction=self.reduction,
             class_scale=1.0,
         )
-        logits, target, rows = made.logits, made.target, made.rows
-        log_p = _of_one_class(logits, target, self.ignore_index, made.shards)
+        logits, target, rows = made.local.logits, made.target, made.local.rows
+        log_p = _of_one_class(logits, target, self.ignore_index, made.local.shards)
         ignored = is_ignored(target, self.ignore_index)
         # A head may have a pole at p = 1, whose gradient no factor of 0 would make 0.
         losses = self._losses(log_p.masked_fill(ignored, _NEUTRAL), rows)

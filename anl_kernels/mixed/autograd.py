@@ -27,7 +27,7 @@ class MixtureSpec(NamedTuple):
 
     backend: str
     reduce: bool
-    write_grad: bool
+    one_pass: bool
     """The one-pass form: the gradient is made with the loss."""
     inplace: bool
     """And takes the place of the logits."""
@@ -47,10 +47,10 @@ class MixtureFunction(torch.autograd.Function):
         ctx.others = [SAVED if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.save_for_backward(logits, *(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         backend = load_backend(spec.backend)
-        if spec.write_grad and spec.inplace:
+        if spec.one_pass and spec.inplace:
             torch.autograd.graph.increment_version(logits)
             ctx.grad = logits.detach()
-        elif spec.write_grad:
+        elif spec.one_pass:
             ctx.grad = backend.empty_like_rows(logits)
         losses = walk(backend, logits.detach(), mixture, ctx.grad)
         return losses.sum() if spec.reduce else losses
@@ -66,7 +66,7 @@ class MixtureFunction(torch.autograd.Function):
             grad, ctx.grad = ctx.grad, None
             backend.scale_(grad, upstream)
             return grad, None, None
-        if spec.write_grad and spec.inplace:
+        if spec.one_pass and spec.inplace:
             raise RuntimeError(
                 "inplace=True left the gradient where the logits were: it can be handed out once, "
                 "and not differentiated; pass inplace=False for retain_graph or create_graph"

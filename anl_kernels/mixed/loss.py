@@ -75,8 +75,8 @@ def _swept(logits: Tensor, mixture: Mixture, reduce: bool, inplace: bool) -> Ten
     rows = mixture.base.shape
     flat, mixture = _flat(logits, mixture)
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
-    write_grad = needs_grad and reduce and logits.dtype in (torch.float32, torch.bfloat16)
-    spec = MixtureSpec(_backend(logits, mixture), reduce, write_grad, inplace)
+    one_pass = needs_grad and reduce and logits.dtype in (torch.float32, torch.bfloat16)
+    spec = MixtureSpec(_backend(logits, mixture), reduce, one_pass, inplace)
     loss = MixtureFunction.apply(flat, mixture, spec)
     return loss if reduce else loss.view(rows)
 

@@ -29,24 +29,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Prepared(NamedTuple):
-    """What a loss of the rows and classes of this rank is computed from."""
-
-    logits: Tensor
-    """Without padding."""
-    target: Tensor
-    row_scale: Tensor
-    """The factor of each row, or one (0-d) for all."""
-    terms: Terms
-    """With their weights at this number of classes."""
-    shards: ClassShards | None
-    """How the ranks share the classes, if they do."""
-    rows: RowShards | None
-    """How they share the rows, if they do."""
-    num_classes: int
-    """Of all ranks."""
-
-
 class LocalLogits(NamedTuple):
     """What a loss of this rank is given."""
 
@@ -58,6 +40,18 @@ class LocalLogits(NamedTuple):
     """How they share the rows, if they do."""
     num_classes: int
     """Of all ranks."""
+
+
+class Prepared(NamedTuple):
+    """What a loss is computed from."""
+
+    local: LocalLogits
+    target: Tensor
+    """Of the rows that are here."""
+    row_scale: Tensor
+    """The factor of each row, or one (0-d) for all."""
+    terms: Terms
+    """With their weights at this number of classes."""
 
 
 def prepare(
@@ -74,21 +68,21 @@ def prepare(
     class_scale: float | Literal["auto"],
 ) -> Prepared:
     """Every check of a loss of checked logits with one label a row."""
-    logits, shards, rows, num_classes = local_logits(logits, process_group, num_classes)
-    target = of_rows("target", target, rows)
-    checks.check_target(target, logits)
+    local = local_logits(logits, process_group, num_classes)
+    target = of_rows("target", target, local.rows)
+    checks.check_target(target, local.logits)
     row_scale = row_scale_of(
-        logits,
+        local.logits,
         target,
-        num_classes,
+        local.num_classes,
         ignore_index=ignore_index,
         reduction=reduction,
         weight=weight,
         sample_weight=sample_weight,
-        rows=rows,
+        rows=local.rows,
     )
-    scaled = terms_at(terms, num_classes, class_scale, logits, rows)
-    return Prepared(logits, target, row_scale, scaled, shards, rows, num_classes)
+    scaled = terms_at(terms, local.num_classes, class_scale, local.logits, local.rows)
+    return Prepared(local, target, row_scale, scaled)
 
 
 def local_logits(
