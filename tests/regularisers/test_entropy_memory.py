@@ -62,9 +62,14 @@ print(json.dumps({name: peak(*asked[:2]) for name, asked in STEPS.items()}))
 
 @pytest.fixture(scope="module")
 def peaks():
-    """MiB that each step takes at most beside what was there before."""
+    """MiB that each step takes at most beside what was there before.
+
+    glibc would put pieces of up to 32 MiB into its heap, which keeps what is freed between others:
+    another 9 to 12 MiB, from run to run. Pieces of their own are given back.
+    """
     given = f"N, K, STEPS = {N}, {K}, {STEPS | OTHERS!r}\n"
-    return json.loads(run_script(given + SCRIPT, OMP_NUM_THREADS="1"))
+    surroundings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    return json.loads(run_script(given + SCRIPT, **surroundings))
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -74,8 +79,8 @@ def test_nothing_of_the_logits_size_but_the_gradient(name, peaks):
 
 
 def test_the_reference_works_in_chunks(peaks):
-    """Of 1 MiB, of which a dozen live."""
-    assert peaks["reference"] <= LOGITS + 16
+    """Of 1 MiB, of which half a dozen live."""
+    assert peaks["reference"] <= LOGITS + 8
 
 
 def test_the_sum_of_both_apart_needs_another_gradient(peaks):
