@@ -49,6 +49,8 @@ class RowOutputs(NamedTuple):
     """(N,); 0 for an ignored row."""
     argmax: Tensor = None  # type: ignore[assignment]
     """(N,) int64."""
+    denominators: Tensor = None  # type: ignore[assignment]
+    """(N, T): the size of what each term is divided by, 1 if nothing; 0 for an ignored row."""
 
 
 BITS = {name: 1 << place for place, name in enumerate(RowOutputs._fields)}
@@ -56,6 +58,8 @@ BITS = {name: 1 << place for place, name in enumerate(RowOutputs._fields)}
 _NAMES = tuple(
     tuple(name for name, bit in BITS.items() if outputs & bit) for outputs in range(1 << len(BITS))
 )
+OF_TERMS = ("term_losses", "denominators")
+"""Outputs with a number for each term of a row."""
 AUX = ("term_losses", "lse", "p_y", "argmax")
 """Outputs that are wanted together: they cost next to nothing."""
 
@@ -64,7 +68,8 @@ class RowRequest(NamedTuple):
     """What to compute of every row. Its fields, in order, follow the tensors of an operator."""
 
     functors: str
-    """The terms, such as ``NCE:nce,NNCE:nnce``: the class of each, and its functor."""
+    """The terms, such as ``NCE:nce,NNCE:nnce``: the class of each, and its functor; ``NCE:nce@row``
+    is balanced, its slopes multiplied by the denominators of their rows."""
     numbers: list[float]
     """For each term its weight and NUM_SCALARS scalars, which kernels read; then the parameters of
     each, which rebuild it."""
@@ -164,6 +169,7 @@ def empty_outputs(logits: Tensor, target: Tensor, request: RowRequest) -> RowOut
         "lse": ((N,), acc),
         "p_y": ((N,), acc),
         "argmax": ((N,), torch.int64),
+        "denominators": ((N, T), acc),
     }
 
     def empty(name: str) -> Tensor:

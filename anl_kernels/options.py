@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from anl_kernels.distributed.class_shards import ClassShards
 
 Reduction = Literal["mean", "sum", "none"]
-AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs")
+AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs", "denominators")
+BY_NAME = ("probs", "denominators")
+"""Auxiliary outputs that ``return_aux=True`` does not stand for."""
 
 
 class LossOptions(TypedDict, total=False):
@@ -115,12 +117,12 @@ def class_scale_at(class_scale: float | Literal["auto"], num_classes: int) -> fl
 
 
 def aux_outputs(return_aux: bool | Collection[str]) -> tuple[str, ...]:
-    """The auxiliary outputs asked for: True stands for all but the softmax."""
+    """The auxiliary outputs asked for: True stands for all but those of ``BY_NAME``."""
     if return_aux is False:
         return ()
     wanted = as_flag(return_aux)
     if wanted is not None:
-        return AUX_OUTPUTS[:-1] if wanted else ()
+        return tuple(name for name in AUX_OUTPUTS if name not in BY_NAME) if wanted else ()
     if not isinstance(return_aux, Collection) or isinstance(return_aux, Tensor):
         raise TypeError(
             f"return_aux must be a bool or a collection of names, got {shown(return_aux)}"

@@ -18,9 +18,11 @@ struct Shape {
   int64_t rows() const { return B * M; }
 };
 
-// One term of a weighted sum: its functor's place in the list of terms.h.
+// One term of a weighted sum: its functor's place in the list of terms.h, and whether its slopes
+// are multiplied by its row's denominator.
 struct TermSpec {
   int functor;
+  bool balanced;
   double weight, scalars[3];
 };
 
@@ -47,7 +49,8 @@ struct RowArgs {
   X(void, term_losses, T)                                                                          \
   X(void, lse, )                                                                                   \
   X(void, p_y, )                                                                                   \
-  X(int64_t, argmax, )
+  X(int64_t, argmax, )                                                                             \
+  X(void, denominators, T)
 
 struct RowLossArgs : RowArgs {
   const void* term_weights; // (T,), in the place of the weights in terms, or null

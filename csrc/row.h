@@ -14,6 +14,7 @@ constexpr int num_saved = 4;
 template <class V> struct Softmax {
   V m, log_s;       // lse = m + log_s
   V l_y, p_y, rest; // rest = 1 - p_y, from the others' mass, never from 1 - exp(l_y)
+  V log_ratio;      // log(p_y / max p): exactly 0 where no logit is larger
 };
 
 // m_others: the others' maximum; mass: their sum of exp(z - m_others). Guards compare with 0, so
@@ -32,7 +33,18 @@ template <class V> ANL_FN Softmax<V> normalise(V m_others, V mass, V z_y) {
   V log_s = M::select(near, d_y, M::log(larger)) + tail;
   const V total = e_y + mass;
   log_s = M::select(total == zero, nothing, log_s); // lse, of no classes
-  return {m, log_s, M::select(near, -tail, d_y - log_s), e_y / total, mass / total};
+  return {m, log_s, M::select(near, -tail, d_y - log_s), e_y / total, mass / total, d_y};
+}
+
+// The loss head of a term, its slopes times the denominator if it is balanced. Of a sum that is
+// infinite, as a label that is not there makes it, they are 0, as they are without.
+template <class V> ANL_FN Head<V> balanced_if(bool balanced, Head<V> head) {
+  if (!balanced)
+    return head;
+  const V nothing = Math<V>::fill(0);
+  const V w =
+      Math<V>::select(head.denominator == Math<V>::fill(INFINITY), nothing, head.denominator);
+  return {head.loss, w * head.c, w * head.g, w * head.h, head.denominator};
 }
 
 // Whether more than zeros in the loss and the gradient is asked of ignored rows.

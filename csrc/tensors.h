@@ -154,18 +154,22 @@ struct Request {
   }
 
 private:
-  // A term such as NCE:nce.
+  // A term such as NCE:nce, or NCE:nce@row, whose slopes its row's denominator multiplies.
   void add(std::string_view term, at::ArrayRef<double> numbers) {
 #define ANL_NAME(name, F) name,
     static constexpr std::string_view names[] = {ANL_FOR_EACH_FUNCTOR(ANL_NAME)};
 #undef ANL_NAME
-    const std::string_view functor = term.substr(term.find(':') + 1);
+    constexpr std::string_view by_row = "@row";
+    std::string_view functor = term.substr(term.find(':') + 1);
+    const bool balanced =
+        functor.size() > by_row.size() && functor.substr(functor.size() - by_row.size()) == by_row;
+    functor.remove_suffix(balanced ? by_row.size() : 0);
     const auto place = std::find(std::begin(names), std::end(names), functor) - std::begin(names);
     TORCH_CHECK(place < std::end(names) - std::begin(names), "no functor ", functor);
     const size_t at = terms.size() * (1 + scalars_of_term);
     TORCH_CHECK(numbers.size() >= at + 1 + scalars_of_term, "no numbers for ", term);
     const double* n = numbers.data() + at;
-    terms.push_back({int(place), n[0], {n[1], n[2], n[3]}});
+    terms.push_back({int(place), balanced, n[0], {n[1], n[2], n[3]}});
   }
 };
 

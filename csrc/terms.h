@@ -19,15 +19,18 @@ namespace anl {
 
 enum class Sum { None, Affine, Dense }; // phi is absent; is l; is anything else
 
-// What a head sees of its row. rest is 1 - p, from the mass of the other classes; others is the
-// sum of phi over them, count their number.
+// What a head sees of its row. rest is 1 - p, from the mass of the other classes; log_ratio is
+// log(p / max p), exactly 0 if no other logit is larger; others is the sum of phi over the other
+// classes, count their number.
 template <class V> struct Target {
-  V l, p, rest, lse, others, count;
+  V l, p, rest, lse, log_ratio, others, count;
 };
 
 // The loss and its slopes: c in l_y, all told; g in the sum; h in lse where it enters by itself.
+// And the size of what the loss is divided by.
 template <class V> struct Head {
   V loss, c, g, h;
+  V denominator = Math<V>::fill(1);
 };
 
 // A phi that is intercept + slope * l on an interval: the row's sum is then known without a sweep.
@@ -144,7 +147,8 @@ template <class V> ANL_FN Head<V> share(V v, V slope, V others) {
   const V part = M::select(v == total, one, v * inverse);
   V rest = M::select(others == total, one, others * inverse);
   rest = M::select(empty, others * inverse, rest);
-  return {part, slope * rest * inverse, zero - M::select(empty, zero, part) * inverse, zero};
+  return {part, slope * rest * inverse, zero - M::select(empty, zero, part) * inverse, zero,
+          M::select(total < zero, zero - total, total)};
 }
 
 // 1 - v / (v + others), without the subtraction.
@@ -152,7 +156,8 @@ template <class V> ANL_FN Head<V> complement_of_share(V v, V slope, V others) {
   using M = Math<V>;
   const V zero = M::fill(0), total = v + others;
   const Head<V> part = share(v, slope, others);
-  return {others / M::select(total == zero, M::fill(1), total), zero - part.c, zero - part.g, zero};
+  return {others / M::select(total == zero, M::fill(1), total), zero - part.c, zero - part.g, zero,
+          part.denominator};
 }
 
 // A head without a sum.

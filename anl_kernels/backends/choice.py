@@ -23,7 +23,7 @@ from anl_kernels.backends.triton.plan import TILE_LIMIT
 from anl_kernels.interface import Kernels
 from anl_kernels.settings import AUTO, interpreting, settings
 from anl_kernels.terms import Terms
-from anl_kernels.terms.encoding import functors_of
+from anl_kernels.terms.encoding import BY_ROW, functors_of
 from anl_kernels.tracing import only_formulas, recorded_for_others
 
 TRITON, CUDA, CPU, REFERENCE = "triton", "cuda", "cpu", "reference"
@@ -382,7 +382,7 @@ def _why_not_sum(name: str, functors: str) -> str | None:
     knows = load_backend(name).knows  # defines the operators, which are called next
     if not functors:
         return None
-    terms = [term.split(":") for term in functors.split(",")]
+    terms = [term.removesuffix(BY_ROW).split(":") for term in functors.split(",")]
     if unknown := [term for term, functor in terms if not (functor and knows(functor))]:
         return f"has no kernel for {', '.join(unknown)}: add a functor for it (CONTRIBUTING.md)"
     if name == CUDA and len(terms) > (most := extension(CUDA).max_terms):
@@ -399,7 +399,7 @@ def _warn_of_reference(device_type: str, index: int, functors: str) -> None:
     Not of what is the same everywhere: a user's own terms have no kernel.
     """
     reasons = {n: why_not(n, device_type, index) for n in KERNELS_FOR.get(device_type, ())}
-    own_terms = ":," in f"{functors},"
+    own_terms = ":," in f"{functors.replace(BY_ROW, '')},"
     if device_type in _warned or own_terms or not reasons or None in reasons.values():
         return
     _warned.add(device_type)

@@ -18,6 +18,7 @@ from anl_kernels.distributed.sharded_row import ShardedRow, argmax_of_shards, lo
 from anl_kernels.interface import (
     AUX,
     NUM_SAVED,
+    OF_TERMS,
     RowOutputs,
     RowRequest,
     accumulator_dtype,
@@ -39,6 +40,12 @@ class ReferenceOutputs(NamedTuple):
     row_losses: Tensor
     term_losses: Tensor
     row: Row
+    terms: Terms
+
+    def denominators(self, ignored: Tensor) -> Tensor:
+        """Those of all terms, T first, without gradient; 0 of ignored rows."""
+        made = [term.denominator(self.row).detach() for term in self.terms.terms]
+        return torch.stack(made).masked_fill(ignored, 0)
 
 
 def row_loss(
@@ -72,7 +79,7 @@ def row_loss(
         losses = losses.masked_fill(ignored, 0) + torch.where(outside, torch.nan, 0.0)
     weights: Iterable[float | Tensor] = terms.factors if term_weights is None else term_weights
     weighted = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)])
-    return ReferenceOutputs(weighted.sum(0), losses, row)
+    return ReferenceOutputs(weighted.sum(0), losses, row, terms)
 
 
 def _rows_of(term: Term, row: Row, target: Tensor) -> Tensor:
@@ -115,6 +122,8 @@ def auxiliary(
     """A field of :class:`anl_kernels.Aux`, of ignored rows too, without gradient."""
     if name == "term_losses":
         return made.term_losses.detach()
+    if name == "denominators":
+        return made.denominators(is_ignored(target, ignore_index))
     if name == "p_y":
         return made.row.p_y.detach().masked_fill(is_ignored(target, ignore_index), 0)
     logits, dim = logits.detach(), 1 if logits.dim() > 1 else 0
@@ -161,9 +170,9 @@ class ReferenceKernels:
         outputs = empty_outputs(logits, target, request)
         z, made = self._run(logits, target, term_weights, request)
         row_losses = made.row_losses.detach().reshape(-1)
-        for name in filter(request.wants, AUX):
+        for name in filter(request.wants, (*AUX, "denominators")):
             value = auxiliary(name, logits, target, made, request.ignore_index, self._shards)
-            columns = value.flatten(1).t() if name == "term_losses" else value.reshape(-1)
+            columns = value.flatten(1).t() if name in OF_TERMS else value.reshape(-1)
             getattr(outputs, name).copy_(columns)
         if request.wants("probs"):
             probs = auxiliary("probs", logits, target, made, request.ignore_index, self._shards)

@@ -82,8 +82,10 @@ def _fused(
         outputs |= BITS["row_losses"]
     if projection.gradients:
         outputs |= BITS["grad"] if one_pass else BITS["saved"]
-    if learned or aux:
+    if learned or not {"denominators"}.issuperset(aux):
         outputs |= outputs_of(*AUX)
+    if "denominators" in aux:
+        outputs |= BITS["denominators"]
     specs = Specs(RowRequest(*encode(terms), ignore_index, outputs, reduce), where, projection)
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         register_formulas()

@@ -68,7 +68,7 @@ _PROJECTION_SCHEMA = (
 _SPECS_SCHEMA = f"{REQUEST_SCHEMA}, {WHERE_SCHEMA}, {_PROJECTION_SCHEMA}"
 _TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor row_scale"
 GRADIENTS = ("hidden", "weight", "bias")
-NUMBERS = ("row_losses", "saved", "term_losses", "lse", "p_y", "argmax")
+NUMBERS = ("row_losses", "saved", "term_losses", "lse", "p_y", "argmax", "denominators")
 """The fields of RowOutputs that are numbers of rows."""
 
 

@@ -12,7 +12,8 @@ from anl_kernels.backends.choice import REFERENCE, choose_backend
 from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.local_parts import AmongDTensors
 from anl_kernels.distributed.row_shards import RowShards
-from anl_kernels.interface import AUX, BITS, RowOutputs, RowRequest, outputs_of
+from anl_kernels.interface import AUX, BITS, OF_TERMS, RowOutputs, RowRequest, outputs_of
+from anl_kernels.options import BY_NAME
 from anl_kernels.rows.autograd import RowLossFunction, apply
 from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Terms
@@ -24,9 +25,10 @@ from anl_kernels.tracing import transforming
 class Aux:
     """What a loss knew on its way, without gradient; None where it was not asked for.
 
-    Shapes: N-d like the target, with T terms first in ``term_losses`` and like the logits in
-    ``probs``. float32, or float64 for float64 logits; ``argmax`` int64; ``probs`` in the logits'
-    dtype. Rows whose label is ignored have ``term_losses`` and ``p_y`` 0.
+    Shapes: N-d like the target, with T terms first in ``term_losses`` and ``denominators``, and
+    like the logits in ``probs``. float32, or float64 for float64 logits; ``argmax`` int64;
+    ``probs`` in the logits' dtype. Rows whose label is ignored have ``term_losses``, ``p_y`` and
+    ``denominators`` 0.
     """
 
     term_losses: Tensor | None = None
@@ -39,6 +41,8 @@ class Aux:
     """The prediction, which is the class of the largest logit, the first of equals."""
     probs: Tensor | None = None
     """The softmax."""
+    denominators: Tensor | None = None
+    """The size of the sum over classes that each term is divided by; 1 of one that is not."""
 
 
 _NO_AUX = Aux()
@@ -82,10 +86,9 @@ def row_loss(
     if needs_grad:
         one_pass = reduce and shards is None and not by_factor and _one_pass(logits)
         outputs |= BITS["grad"] if one_pass else BITS["saved"]
-    if learned or not _PROBS.issuperset(aux):
+    if learned or not _BY_NAME.issuperset(aux):
         outputs |= _AUX
-    if "probs" in aux:
-        outputs |= BITS["probs"]
+    outputs |= outputs_of(*_BY_NAME.intersection(aux))
     inplace = inplace and grad_mode and logits.requires_grad
     request = RowRequest(*encode(terms), ignore_index, outputs, reduce, inplace)
     where = Where.of(backend, shards)
@@ -97,7 +100,7 @@ def row_loss(
     return results[0], aux_of(aux, target.shape, request.named(results)) if aux else _NO_AUX
 
 
-_AUX, _PROBS = outputs_of(*AUX), frozenset({"probs"})
+_AUX, _BY_NAME = outputs_of(*AUX), frozenset(BY_NAME)
 
 
 def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, Aux]:
@@ -105,7 +108,7 @@ def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, 
     if rows is None:
         return AmongDTensors.apply(loss), aux
     made = {
-        name: None if value is None else rows.spread(value, 1 if name == "term_losses" else 0)
+        name: None if value is None else rows.spread(value, 1 if name in OF_TERMS else 0)
         for name, value in vars(aux).items()
         if name != "probs"
     }
@@ -120,7 +123,7 @@ def aux_of(names: tuple[str, ...], shape: torch.Size, made: RowOutputs) -> Aux:
         values = getattr(made, name)
         if name == "probs":
             return values
-        if name == "term_losses":
+        if name in OF_TERMS:
             return values.t().reshape(values.shape[1], *shape)
         return values.view(shape)
 

@@ -115,6 +115,21 @@ class Term(_Arithmetic):
             f"{type(self).__name__} must define rows(row), which gives the loss of every row"
         )
 
+    def summands(self, row: Row) -> tuple[Tensor, Tensor]:
+        """Of a normalised term: the label's summand, and the sum of the other classes'."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define summands(row), which gives the label's summand and "
+            f"the sum of the others', for its gradient to be multiplied by their sum"
+        )
+
+    def denominator(self, row: Row) -> Tensor:
+        """The size of what the loss of every row is divided by, without gradient; 1 if nothing."""
+        if not self.normalised:
+            return torch.ones_like(row.l_y.detach())
+        with torch.no_grad():
+            own, others = self.summands(row)
+            return (own + others).abs()
+
     @property
     def functor(self) -> str:
         """Name of the functor that compiled backends run for these parameters."""

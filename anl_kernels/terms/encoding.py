@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from anl_kernels.operators import fake, operator
+from anl_kernels.terms.balanced import Balanced
 from anl_kernels.terms.base import REGISTRY, Term, Terms
 from anl_kernels.terms.symbols import as_tensor, known
 
 NUM_SCALARS = 3
 """Most numbers that a functor takes."""
+
+BY_ROW = "@row"
+"""After the functor of a balanced term."""
 
 Encoded = tuple[str, list[float], Tensor | None]
 
@@ -37,12 +41,20 @@ def encode(terms: Terms) -> Encoded:
 
 
 def functors_of(terms: Terms) -> str:
-    """Of each term its class and its functor, ``NCE:nce,Mine:``: the first field of a request."""
+    """Of each term its class and its functor: the first field of a request.
+
+    ``NCE:nce,NNCE:nnce@row,Mine:``, of which the second is balanced and the third has no functor.
+    """
     return _functors(terms) if torch.compiler.is_dynamo_compiling() else terms.derived(_functors)
 
 
 def _functors(terms: Terms) -> str:
-    return ",".join([f"{type(term).__name__}:{_functor_of(term)}" for term in terms.terms])
+    return ",".join(map(_text_of, terms.terms))
+
+
+def _text_of(term: Term) -> str:
+    plain, suffix = (term.term, BY_ROW) if isinstance(term, Balanced) else (term, "")
+    return f"{type(plain).__name__}:{_functor_of(term)}{suffix}"
 
 
 def _functor_of(term: Term) -> str:
@@ -54,11 +66,12 @@ def _functor_of(term: Term) -> str:
 def _encode(terms: Terms) -> Encoded:
     numbers, parameters = [], []
     for factor, _, term in terms.parts:
+        plain = term.term if isinstance(term, Balanced) else term
         scalars = term.scalars() if term.may_have_kernel else ()
         if len(scalars) > NUM_SCALARS:
             raise ValueError(f"{term!r} has {len(scalars)} scalars; a functor takes {NUM_SCALARS}")
         numbers += [factor, *scalars, *[0.0] * (NUM_SCALARS - len(scalars))]
-        parameters += [float(getattr(term, field.name)) for field in fields(term)]
+        parameters += [float(getattr(plain, field.name)) for field in fields(plain)]
     numbers += parameters
     are_known = [not isinstance(number, Tensor) and known(number) for number in numbers]
     if all(are_known):
@@ -77,20 +90,26 @@ def _encode(terms: Terms) -> Encoded:
 
 def decode(functors: str, numbers: tuple[float, ...]) -> Terms:
     """The sum that :func:`encode` was given (float weights)."""
-    names = [term.partition(":")[0] for term in functors.split(",")]
+    texts = functors.split(",")
+    names = [text.partition(":")[0] for text in texts]
     unknown = [name for name in names if name not in REGISTRY]
     if unknown:
         known_names = ", ".join(sorted(REGISTRY))
         raise ValueError(f"unknown term {unknown[0]!r}; the terms are {known_names}")
-    return _decode(tuple(REGISTRY[name] for name in names), numbers)
+    balanced = tuple(text.endswith(BY_ROW) for text in texts)
+    return _decode(tuple(REGISTRY[name] for name in names), balanced, numbers)
 
 
 @lru_cache(maxsize=256)
-def _decode(classes: tuple[type[Term], ...], numbers: tuple[float, ...]) -> Terms:
+def _decode(
+    classes: tuple[type[Term], ...], balanced: tuple[bool, ...], numbers: tuple[float, ...]
+) -> Terms:
     per_term = 1 + NUM_SCALARS
     factors = numbers[: per_term * len(classes) : per_term]
     rest = iter(numbers[per_term * len(classes) :])
-    terms = tuple(term(*(next(rest) for _ in fields(term))) for term in classes)
+    made = [term(*(next(rest) for _ in fields(term))) for term in classes]
+    pairs = zip(made, balanced, strict=True)
+    terms = tuple(Balanced(term) if by_row else term for term, by_row in pairs)
     return Terms(terms, factors, (None,) * len(terms))
 
 

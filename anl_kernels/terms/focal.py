@@ -60,10 +60,13 @@ class NFL(_Focal):
         super().__post_init__()
         require(0 <= self.gamma < math.inf, self, "gamma", "finite and at least 0")
 
-    def rows(self, row: Row) -> Tensor:
+    def summands(self, row: Row) -> tuple[Tensor, Tensor]:
         detach = bool(self.detach_weight)
         others = row.total_others(_focal(1 - row.probs, row.log_probs, self.gamma, detach))
-        return fraction(_focal(row.rest, row.l_y, self.gamma, detach), others)
+        return _focal(row.rest, row.l_y, self.gamma, detach), others
+
+    def rows(self, row: Row) -> Tensor:
+        return fraction(*self.summands(row))
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,15 @@ class NNFL(_Focal):
         clamp = -log(self.min_prob)
         return self.gamma, clamp, operand(1 - self.min_prob) ** operand(self.gamma) * clamp
 
-    def rows(self, row: Row) -> Tensor:
+    def summands(self, row: Row) -> tuple[Tensor, Tensor]:
         gamma, clamp, largest = self.scalars()
 
         def u(complement: Tensor, log_prob: Tensor) -> Tensor:
             focal = _focal(complement, log_prob, gamma, bool(self.detach_weight))
             return (largest - focal).masked_fill(log_prob < -clamp, 0)
 
-        others = row.total_others(u(1 - row.probs, row.log_probs))
-        return fraction(others, u(row.rest, row.l_y))
+        return u(row.rest, row.l_y), row.total_others(u(1 - row.probs, row.log_probs))
+
+    def rows(self, row: Row) -> Tensor:
+        own, others = self.summands(row)
+        return fraction(others, own)

@@ -43,8 +43,11 @@ class NCE(Term):
 
     normalised: ClassVar[bool] = True
 
+    def summands(self, row: Row) -> tuple[Tensor, Tensor]:
+        return row.l_y, row.total_others(row.log_probs)
+
     def rows(self, row: Row) -> Tensor:
-        return fraction(row.l_y, row.total_others(row.log_probs))
+        return fraction(*self.summands(row))
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,18 @@ class NNCE(Term):
         ceiling = log(self.prob_max) if self.prob_max < 1 else math.inf
         return -log(self.min_prob), ceiling
 
-    def rows(self, row: Row) -> Tensor:
+    def summands(self, row: Row) -> tuple[Tensor, Tensor]:
         offset, ceiling = self.scalars()
 
         def u(log_prob: Tensor) -> Tensor:
             bounded = log_prob if self.prob_max == 1 else at_most(log_prob, ceiling)
             return (offset + bounded).clamp(min=0)
 
-        return fraction(row.total_others(u(row.log_probs)), u(row.l_y))
+        return u(row.l_y), row.total_others(u(row.log_probs))
+
+    def rows(self, row: Row) -> Tensor:
+        own, others = self.summands(row)
+        return fraction(others, own)
 
 
 @dataclass(frozen=True)

@@ -172,13 +172,16 @@ class NGCE(Term):
         """q and the lower bound on l."""
         return self.q, _log_or_minus_inf(self.min_prob)
 
-    def rows(self, row: Row) -> Tensor:
+    def summands(self, row: Row) -> tuple[Tensor, Tensor]:
         q, floor = self.scalars()
 
         def v(log_prob: Tensor) -> Tensor:
             return -torch.expm1(q * at_least(log_prob, floor))
 
-        return fraction(v(row.l_y), row.total_others(v(row.log_probs)))
+        return v(row.l_y), row.total_others(v(row.log_probs))
+
+    def rows(self, row: Row) -> Tensor:
+        return fraction(*self.summands(row))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ template <class A> void put(void* to, int64_t n, A value) {
 template <class T> struct Term : FunctorTable<T> {
   explicit Term(const FunctorTable<T>& table) : FunctorTable<T>(table) {}
   Accumulator<T> weight;
+  bool balanced;
   alignas(16) char functor[functor_bytes];
 };
 
@@ -56,6 +57,7 @@ public:
       term.weight = weights ? static_cast<const A*>(weights)[t] : A(spec.weight);
       if (term.weight != term.weight)
         term.weight = NAN; // without a payload: see narrow_vector
+      term.balanced = spec.balanced;
       term.make(spec.scalars, term.functor);
       num_dense_ += term.sum == Sum::Dense;
     }
@@ -79,19 +81,20 @@ private:
 };
 
 // Runs the loss heads on rows side by side. sums(t) and slopes(t) are the sums of term t over the
-// others; put_G(t, ...) receives its slope, put_loss(t, ...) its loss.
-template <class T, class Values, class Derivatives, class PutG, class PutLoss,
+// others; put_G(t, ...) receives its slope, put_head(t, ...) its head.
+template <class T, class Values, class Derivatives, class PutG, class PutHead,
           class A = Accumulator<T>>
 ANL_INLINE Slopes<V<A>> run_loss_heads(const Terms<T>& terms, Target<V<A>> target, Values values,
-                                       Derivatives slopes, PutG put_G, PutLoss put_loss) {
+                                       Derivatives slopes, PutG put_G, PutHead put_head) {
   HeadSums<V<A>> of_row = {};
   for (int t = 0; t < terms.count(); ++t) {
     Head<V<A>> head;
     target.others = values(t);
     terms[t].head(terms[t].functor, target, &head);
+    head = balanced_if(terms[t].balanced, head);
     of_row.add(terms[t].weight, head, slopes(t));
     put_G(t, terms[t].weight * head.g);
-    put_loss(t, head.loss);
+    put_head(t, head);
   }
   return of_row.slopes(target.p, target.rest);
 }

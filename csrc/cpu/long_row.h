@@ -151,7 +151,7 @@ template <class A> A total_about(A m, const Partials<A>* pieces, int64_t num_pie
 
 template <class A> Softmax<A> softmax_of(A m_others, A mass, A z_y) {
   const Softmax<V<A>> s = normalise(fill(m_others), fill(mass), fill(z_y));
-  return {s.m[0], s.log_s[0], s.l_y[0], s.p_y[0], s.rest[0]};
+  return {s.m[0], s.log_s[0], s.l_y[0], s.p_y[0], s.rest[0], s.log_ratio[0]};
 }
 
 template <class A> struct Best {
@@ -277,13 +277,17 @@ public:
       put(args_.row_losses, n_, A(0));
       for (int i = 0; saved && i < width; ++i)
         saved[i] = 0;
+      for (int t = 0; t < T_; ++t)
+        put(args_.denominators, n_ * T_ + t, A(0));
       return;
     }
     const Softmax<A>& s = softmax_;
     const A lse = s.m + s.log_s, scale = args_.grad.data ? scale_of<A>(args_, n_) : A(1);
     A base = 0;
     const Slopes<V<A>> slopes = run_loss_heads(
-        terms_, {fill(s.l_y), fill(s.p_y), fill(s.rest), fill(lse), V<A>{}, fill(count_)},
+        terms_,
+        {fill(s.l_y), fill(s.p_y), fill(s.rest), fill(lse), fill(s.log_ratio), V<A>{},
+         fill(count_)},
         [&](int t) { return fill(sum_of(t, 0)); }, [&](int t) { return fill(sum_of(t, 1)); },
         [&](int t, V<A> G) {
           if (saved)
@@ -292,8 +296,9 @@ public:
           if (!grad_.sweep[t])
             base += grad_.G[t] * lines_[t].slope;
         },
-        [&](int t, V<A> loss) {
-          put(args_.term_losses, n_ * T_ + t, label_.counted ? loss[0] : A(0));
+        [&](int t, const Head<V<A>>& head) {
+          put(args_.term_losses, n_ * T_ + t, label_.counted ? head.loss[0] : A(0));
+          put(args_.denominators, n_ * T_ + t, label_.counted ? head.denominator[0] : A(0));
         });
     grad_.affine = {base, slopes.q[0] * scale};
     grad_.gy = slopes.gy[0] * scale;

@@ -166,7 +166,7 @@ private:
     const Slopes<V<A>> slopes = run_loss_heads(
         terms_,
         {load(rows.l_y + j), load(rows.p_y + j), load(rows.rest + j), load(rows.m + j) + log_s,
-         V<A>{}, count},
+         load(rows.z_y + j) - load(rows.m + j), V<A>{}, count},
         [&](int t) { return sum(t, rows.values, sum_l); },
         [&](int t) { return sum(t, rows.slopes, count); },
         [&](int t, V<A> G) {
@@ -174,15 +174,22 @@ private:
           if (terms_[t].sum == Sum::Affine)
             base += G;
         },
-        [&](int t, V<A> loss) {
-          for (int i = 0; to.term_losses && i < lanes<A> && j + i < place.count; ++i)
-            put(to.term_losses, (tiles_.first_row(place) + j + i) * terms_.count() + t,
-                rows.counted[j + i] ? loss[i] : A(0));
+        [&](int t, const Head<V<A>>& head) {
+          put_of_term(to.term_losses, head.loss, rows, place, j, t);
+          put_of_term(to.denominators, head.denominator, rows, place, j, t);
         });
     store(rows.base + j, base);
     store(rows.q + j, slopes.q);
     store(rows.gy + j, slopes.gy);
     store(rows.loss + j, slopes.loss);
+  }
+
+  // A number of term t of the rows from j on, if it is wanted; 0 of ignored ones.
+  void put_of_term(void* to, const V<A>& number, const TileRows<A>& rows, const TilePlace& place,
+                   int j, int t) const {
+    for (int i = 0; to && i < lanes<A> && j + i < place.count; ++i)
+      put(to, (tiles_.first_row(place) + j + i) * terms_.count() + t,
+          rows.counted[j + i] ? number[i] : A(0));
   }
 
   static int64_t best_class(const TileRows<A>& rows, int j) {

@@ -22,7 +22,7 @@ template <class A> ANL_DEVICE void store_to(void* rows, int64_t at, A value) {
     static_cast<A*>(rows)[at] = value;
 }
 
-// Stores the row's numbers, but for the loss of each term.
+// Stores the row's numbers, but for those of each term.
 template <class A>
 ANL_DEVICE void store_row(const RowLossArgs& args, int64_t n, const Label<A>& label,
                           const RowSums<A>& row, const Slopes<A>& slopes) {
@@ -55,11 +55,12 @@ ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>
                              const RowSums<A>& row, const RowSlots<A>& slots, bool leads,
                              bool reports, A factor) {
   const RowLossArgs& args = p.args;
-  const auto put = [&](int t, A loss, A G) {
+  const auto put = [&](int t, const Head<A>& head, A G) {
     if (!reports)
       return;
     const int64_t T = p.terms.count;
-    store_to(args.term_losses, n * T + t, label.counted ? loss : A(0));
+    store_to(args.term_losses, n * T + t, label.counted ? head.loss : A(0));
+    store_to(args.denominators, n * T + t, label.counted ? head.denominator : A(0));
     store_to(args.saved, n * (num_saved + T) + num_saved + t, G);
   };
   const RowSlopes<A> slopes =

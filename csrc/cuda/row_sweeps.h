@@ -230,13 +230,13 @@ template <class A> struct RowSlopes : Slopes<A> {
 };
 
 // Runs the loss heads. The leader puts the slopes of dense terms into the slots, times `factor`;
-// put(t, loss of term t, its slope) is called for every term.
+// put(t, head of term t, its slope) is called for every term.
 template <class A, class Put>
 ANL_DEVICE RowSlopes<A> run_heads(const Terms<A>& terms, const A* weights, const RowSums<A>& row,
                                   const RowSlots<A>& slots, bool leads, A factor, const Put& put) {
   const Softmax<A>& softmax = row.softmax;
-  Target<A> target = {softmax.l_y, softmax.p_y, softmax.rest, softmax.m + softmax.log_s,
-                      0,           row.count};
+  Target<A> target = {softmax.l_y,       softmax.p_y, softmax.rest, softmax.m + softmax.log_s,
+                      softmax.log_ratio, 0,           row.count};
   HeadSums<A> of_row = {};
   A base = 0;
   for (int t = 0; t < terms.count; ++t) {
@@ -249,6 +249,7 @@ ANL_DEVICE RowSlopes<A> run_heads(const Terms<A>& terms, const A* weights, const
     target.others = sums.value;
     Head<A> head;
     with_functor(term, [&](const auto& f) { head = f.head(target); });
+    head = balanced_if(term.balanced, head);
     const A weight = weights ? weights[t] : term.weight;
     of_row.add(weight, head, sums.slope);
     const A G = weight * head.g;
@@ -258,7 +259,7 @@ ANL_DEVICE RowSlopes<A> run_heads(const Terms<A>& terms, const A* weights, const
       base += G * slots.slope(term.slot);
     else if (term.slot >= 0 && leads)
       slots.put_slope(term.slot, G * factor);
-    put(t, head.loss, G);
+    put(t, head, G);
   }
   return {of_row.slopes(softmax.p_y, softmax.rest), base};
 }

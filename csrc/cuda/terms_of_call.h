@@ -20,6 +20,7 @@ template <class A> struct Term {
   int functor;
   int slot; // among the dense terms; -1: it is none
   Sum sum;
+  bool balanced;
   A weight;
   alignas(8) unsigned char numbers[sizeof(A) == 8 ? 168 : 56];
 };
@@ -65,6 +66,7 @@ template <class A> Terms<A> terms_of(const RowArgs& args) {
   for (int t = 0; t < args.num_terms; ++t) {
     Term<A>& term = terms.term[t];
     term.functor = args.terms[t].functor;
+    term.balanced = args.terms[t].balanced;
     term.weight = A(args.terms[t].weight);
     makers[term.functor](term, args.terms[t].scalars);
     term.slot = term.sum == Sum::Dense ? terms.num_dense : -1;

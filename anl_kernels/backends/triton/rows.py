@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from anl_kernels.backends.triton.numerics import log1p, scalar
-from anl_kernels.backends.triton.terms import AFFINE, DENSE
+from anl_kernels.backends.triton.terms import AFFINE, DENSE, Target
 
 NUM_SAVED = tl.constexpr(4)  # m, log_s, the target's gradient, q; then one slope for each term
 
@@ -36,13 +36,14 @@ class Rows(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """lse = m + log_s; rest = 1 - p_y."""
+    """lse = m + log_s; rest = 1 - p_y; log_ratio = log(p_y / max p)."""
 
     m: tl.tensor
     log_s: tl.tensor
     l_y: tl.tensor
     p_y: tl.tensor
     rest: tl.tensor
+    log_ratio: tl.tensor
 
 
 class Slopes(NamedTuple):
@@ -171,7 +172,7 @@ def normalise(m_others, mass, z_y):
     log_s = tl.where(near, d_y, tl.log(larger)) + tail
     l_y = tl.where(near, -tail, d_y - log_s)
     total = e_y + mass
-    return Softmax(m, log_s, l_y, e_y / total, mass / total)
+    return Softmax(m, log_s, l_y, e_y / total, mass / total, d_y)
 
 
 @triton.jit
@@ -230,7 +231,7 @@ def finish_rows(OUT, W, rows, softmax, linear, S, D, P, TERMS: tl.constexpr, ACC
     ``linear`` is (sum of z - anchor over the others, their number, anchor); S and D are the sums
     of the dense terms' values and slopes.
     """
-    m, log_s, l_y, p_y, rest = softmax
+    m, log_s, l_y, p_y, rest, log_ratio = softmax
     others_sum, count, z_0 = linear
     loss = tl.zeros_like(l_y)
     by_target = tl.zeros_like(l_y)  # slope in l_y, all told
@@ -244,9 +245,12 @@ def finish_rows(OUT, W, rows, softmax, linear, S, D, P, TERMS: tl.constexpr, ACC
         if TERMS.each[t].sum_kind == AFFINE:
             others, slopes = others_sum - count * ((m - z_0) + log_s), count
         a, b, c = scalars(P, t, ACC)
-        term_loss, c_t, g_t, h_t = TERMS.each[t].head(
-            l_y, p_y, rest, m + log_s, others, count, a, b, c
-        )
+        target = Target(l_y, p_y, rest, m + log_s, log_ratio, others, count)
+        term_loss, c_t, g_t, h_t, denominator = TERMS.each[t].head(target, a, b, c)
+        if TERMS.each[t].balanced:
+            # Of a sum that is infinite, as an absent label makes it, slopes are 0, as without.
+            w = tl.where(denominator == float("inf"), 0.0, denominator)
+            c_t, g_t, h_t = w * c_t, w * g_t, w * h_t
         weight = scalar(P, 4 * t, ACC)
         if W is not None:
             weight = tl.load(W + t).to(ACC)
@@ -257,6 +261,9 @@ def finish_rows(OUT, W, rows, softmax, linear, S, D, P, TERMS: tl.constexpr, ACC
         if OUT.term_losses is not None:
             at = OUT.term_losses + rows.n * len(TERMS.each) + t
             tl.store(at, tl.where(rows.valid, term_loss, 0.0), mask=rows.exist)
+        if OUT.denominators is not None:
+            at = OUT.denominators + rows.n * len(TERMS.each) + t
+            tl.store(at, tl.where(rows.valid, denominator, 0.0), mask=rows.exist)
     made = Slopes(by_target * rest + by_lse * p_y, by_target - by_lse, G)
     tl.store(OUT.row_losses + rows.n, tl.where(rows.valid, loss, 0.0), mask=rows.exist)
     if OUT.saved is not None:

@@ -24,6 +24,7 @@ from anl_kernels.interface import RowOutputs, RowRequest
 from anl_kernels.layout import RowView, writable_rows
 from anl_kernels.settings import interpreting
 from anl_kernels.terms import Terms
+from anl_kernels.terms.balanced import Balanced
 from anl_kernels.terms.encoding import NUM_SCALARS, encode
 
 Numbers = tuple[tuple[float, ...], tuple[float, ...]]
@@ -65,6 +66,8 @@ class CompiledTerm(NamedTuple):
     sum_kind: tl.constexpr
     slot: int
     """Its place among the dense terms."""
+    balanced: bool
+    """Whether its slopes are multiplied by its row's denominator."""
     source: int
     """A hash of the functor's source, as a number: Triton compiles no strings in.
 
@@ -130,8 +133,9 @@ def compiled(terms: Terms) -> CompiledTerms:
     """What is compiled in of a sum of terms."""
     functors = [FUNCTORS[term.functor] for term in terms.terms]
     each, num_dense = [], 0
-    for f in functors:
-        each.append(CompiledTerm(f.phi, f.head, f.sum_kind, num_dense, _hash(f)))
+    for f, term in zip(functors, terms.terms, strict=True):
+        balanced = isinstance(term, Balanced)
+        each.append(CompiledTerm(f.phi, f.head, f.sum_kind, num_dense, balanced, _hash(f)))
         num_dense += f.is_dense
     linear = any(f.sum_kind.value == AFFINE.value or f.counts for f in functors)
     return CompiledTerms(tuple(each), num_dense, linear)

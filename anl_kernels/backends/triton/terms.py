@@ -4,12 +4,12 @@ A term is ``Functor(phi, head, sum_kind)`` (see docs/math.md for the algebra):
 
 ``phi(l, p, a, b, c) -> (value, slope)``
     The summand and its derivative in l, at l = log p; run on whole tiles.
-``head(l_y, p_y, rest, lse, others, count, a, b, c) -> (loss, c, g, h)``
-    One row's loss and slopes from its sums: c is the total slope in l_y (through the target's own
-    summand too), g the slope in the sum, h the slope in lse where it enters by itself. ``rest``
-    is 1 - p_y from the mass of the other classes; ``others`` the sum of phi over them, ``count``
-    their number. Heads never subtract two numbers that are close when p_y is near 1. Clamps are
-    selections, not ``tl.maximum``: a NaN must come through, and on a GPU the maximum drops it.
+``head(y, a, b, c) -> (loss, c, g, h, denominator)``
+    One row's loss and slopes from what :class:`Target` has: c is the total slope in l_y (through
+    the target's own summand too), g the slope in the sum, h the slope in lse where it enters by
+    itself; and the size of what the loss is divided by. Heads never subtract two numbers that are
+    close when p_y is near 1. Clamps are selections, not ``tl.maximum``: a NaN must come through,
+    and on a GPU the maximum drops it.
 ``sum_kind``
     NO_SUM: phi is not called. AFFINE: phi(l) = l, and the sum comes out of the first sweep.
     DENSE: the row is swept once more, when its lse is known.
@@ -29,6 +29,22 @@ from anl_kernels.backends.triton.numerics import expm1, log1p, power
 NO_SUM = tl.constexpr(0)
 AFFINE = tl.constexpr(1)
 DENSE = tl.constexpr(2)
+
+
+class Target(NamedTuple):
+    """What a head sees of rows, (BLOCK.n,) each."""
+
+    l: tl.tensor
+    p: tl.tensor
+    rest: tl.tensor
+    """1 - p, from the mass of the other classes."""
+    lse: tl.tensor
+    log_ratio: tl.tensor
+    """log(p / max p), exactly 0 if no other logit is larger."""
+    others: tl.tensor
+    """The sum of phi over the other classes."""
+    count: tl.tensor
+    """Their number."""
 
 
 class Functor(NamedTuple):
@@ -132,161 +148,171 @@ def focal_true(l, p, complement, gamma):
 
 @triton.jit
 def quotient(v, slope, others):
-    """(loss, c, g) of v / (v + others), v the target's summand; 1 and flat where both are 0."""
+    """(loss, c, g, size of the total) of v / (v + others); v is the target's summand.
+
+    1 and flat where both are 0.
+    """
     total = v + others
     empty = total == 0
     inverse = 1 / tl.where(empty, 1.0, total)
     # Equal to the total: also where both are infinite, whose quotient would be NaN.
     share = tl.where(v == total, 1.0, v * inverse)
     rest = tl.where((others == total) & ~empty, 1.0, others * inverse)
-    return share, slope * rest * inverse, -tl.where(empty, 0.0, share) * inverse
+    g = -tl.where(empty, 0.0, share) * inverse
+    return share, slope * rest * inverse, g, tl.where(total < 0, -total, total)
 
 
 @triton.jit
 def complement_quotient(v, slope, others):
-    """(loss, c, g) of 1 - v / (v + others), without the subtraction."""
-    _, c, g = quotient(v, slope, others)
+    """The same of 1 - v / (v + others), without the subtraction."""
+    _, c, g, size = quotient(v, slope, others)
     total = v + others
-    return others / tl.where(total == 0, 1.0, total), -c, -g
+    return others / tl.where(total == 0, 1.0, total), -c, -g, size
 
 
 @triton.jit
-def head_ce(l_y, p_y, rest, lse, others, count, a, b, c):
-    return -l_y, tl.full(l_y.shape, -1.0, l_y.dtype), tl.zeros_like(l_y), tl.zeros_like(l_y)
+def lone(loss, c):
+    """What a head returns that has no sum."""
+    return loss, c, tl.zeros_like(loss), tl.zeros_like(loss), 1.0
 
 
 @triton.jit
-def head_ce_smoothed(l_y, p_y, rest, lse, others, count, smoothing, b, c):
-    g = -smoothing / (count + 1)
+def head_ce(y, a, b, c):
+    return lone(-y.l, tl.full(y.l.shape, -1.0, y.l.dtype))
+
+
+@triton.jit
+def head_ce_smoothed(y, smoothing, b, c):
+    g = -smoothing / (y.count + 1)
     kept = 1 - smoothing
-    return g * (l_y + others) - kept * l_y, g - kept, g, tl.zeros_like(l_y)
+    return g * (y.l + y.others) - kept * y.l, g - kept, g, tl.zeros_like(y.l), 1.0
 
 
 @triton.jit
-def head_nce(l_y, p_y, rest, lse, others, count, a, b, c):
-    loss, slope, g = quotient(l_y, tl.full(l_y.shape, 1.0, l_y.dtype), others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nce(y, a, b, c):
+    loss, slope, g, total = quotient(y.l, tl.full(y.l.shape, 1.0, y.l.dtype), y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_nnce(l_y, p_y, rest, lse, others, count, offset, b, c):
-    u, slope = phi_negative_log(l_y, p_y, offset, b, c)
-    loss, slope, g = complement_quotient(u, slope, others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nnce(y, offset, b, c):
+    u, slope = phi_negative_log(y.l, y.p, offset, b, c)
+    loss, slope, g, total = complement_quotient(u, slope, y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_nnce_bounded(l_y, p_y, rest, lse, others, count, offset, ceiling, c):
-    u, slope = phi_negative_log_bounded(l_y, p_y, offset, ceiling, c)
-    loss, slope, g = complement_quotient(u, slope, others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nnce_bounded(y, offset, ceiling, c):
+    u, slope = phi_negative_log_bounded(y.l, y.p, offset, ceiling, c)
+    loss, slope, g, total = complement_quotient(u, slope, y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_fl(l_y, p_y, rest, lse, others, count, gamma, b, c):
-    weight = power(rest, gamma)
-    return -weight * l_y, -weight, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_fl(y, gamma, b, c):
+    weight = power(y.rest, gamma)
+    return lone(-weight * y.l, -weight)
 
 
 @triton.jit
-def head_fl_true(l_y, p_y, rest, lse, others, count, gamma, b, c):
-    weight, slope = focal_true(l_y, p_y, rest, gamma)
-    return -weight * l_y, slope, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_fl_true(y, gamma, b, c):
+    weight, slope = focal_true(y.l, y.p, y.rest, gamma)
+    return lone(-weight * y.l, slope)
 
 
 @triton.jit
-def head_nfl(l_y, p_y, rest, lse, others, count, gamma, b, c):
-    weight = power(rest, gamma)
-    loss, slope, g = quotient(-weight * l_y, -weight, others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nfl(y, gamma, b, c):
+    weight = power(y.rest, gamma)
+    loss, slope, g, total = quotient(-weight * y.l, -weight, y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_nfl_true(l_y, p_y, rest, lse, others, count, gamma, b, c):
-    weight, slope = focal_true(l_y, p_y, rest, gamma)
-    loss, slope, g = quotient(-weight * l_y, slope, others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nfl_true(y, gamma, b, c):
+    weight, slope = focal_true(y.l, y.p, y.rest, gamma)
+    loss, slope, g, total = quotient(-weight * y.l, slope, y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_nnfl(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
-    weight = power(rest, gamma)
-    inside = ~(l_y < -clamp)
-    u = tl.where(inside, largest + weight * l_y, 0.0)
-    loss, slope, g = complement_quotient(u, tl.where(inside, weight, 0.0), others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nnfl(y, gamma, clamp, largest):
+    weight = power(y.rest, gamma)
+    inside = ~(y.l < -clamp)
+    u = tl.where(inside, largest + weight * y.l, 0.0)
+    loss, slope, g, total = complement_quotient(u, tl.where(inside, weight, 0.0), y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_nnfl_true(l_y, p_y, rest, lse, others, count, gamma, clamp, largest):
-    weight, slope = focal_true(l_y, p_y, rest, gamma)
-    inside = ~(l_y < -clamp)
-    u = tl.where(inside, largest + weight * l_y, 0.0)
-    loss, slope, g = complement_quotient(u, tl.where(inside, -slope, 0.0), others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_nnfl_true(y, gamma, clamp, largest):
+    weight, slope = focal_true(y.l, y.p, y.rest, gamma)
+    inside = ~(y.l < -clamp)
+    u = tl.where(inside, largest + weight * y.l, 0.0)
+    loss, slope, g, total = complement_quotient(u, tl.where(inside, -slope, 0.0), y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_mae(l_y, p_y, rest, lse, others, count, a, b, c):
-    return rest, -p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_mae(y, a, b, c):
+    return lone(y.rest, -y.p)
 
 
 @triton.jit
-def head_gce(l_y, p_y, rest, lse, others, count, q, floor, c):
-    v, slope = phi_generalised(l_y, p_y, q, floor, c)
-    return v / q, slope / q, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_gce(y, q, floor, c):
+    v, slope = phi_generalised(y.l, y.p, q, floor, c)
+    return lone(v / q, slope / q)
 
 
 @triton.jit
-def head_rce(l_y, p_y, rest, lse, others, count, factor, min_prob, c):
-    return factor * rest, -factor * p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_rce(y, factor, min_prob, c):
+    return lone(factor * y.rest, -factor * y.p)
 
 
 @triton.jit
-def head_rce_clamped(l_y, p_y, rest, lse, others, count, factor, min_prob, c):
-    return others, tl.zeros_like(l_y), tl.full(l_y.shape, 1.0, l_y.dtype), tl.zeros_like(l_y)
+def head_rce_clamped(y, factor, min_prob, c):
+    return y.others, tl.zeros_like(y.l), tl.full(y.l.shape, 1.0, y.l.dtype), tl.zeros_like(y.l), 1.0
 
 
 @triton.jit
-def head_agce(l_y, p_y, rest, lse, others, count, a, q, c):
-    loss = -power(a + 1, q) * expm1(q * log1p(-rest / (a + 1))) / q
-    return loss, -power(a + p_y, q - 1) * p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_agce(y, a, q, c):
+    loss = -power(a + 1, q) * expm1(q * log1p(-y.rest / (a + 1))) / q
+    return lone(loss, -power(a + y.p, q - 1) * y.p)
 
 
 @triton.jit
-def head_aul(l_y, p_y, rest, lse, others, count, a, q, c):
-    loss = power(a - 1, q) * expm1(q * log1p(rest / (a - 1))) / q
-    return loss, -power(a - 1 + rest, q - 1) * p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_aul(y, a, q, c):
+    loss = power(a - 1, q) * expm1(q * log1p(y.rest / (a - 1))) / q
+    return lone(loss, -power(a - 1 + y.rest, q - 1) * y.p)
 
 
 @triton.jit
-def head_ael(l_y, p_y, rest, lse, others, count, a, b, c):
-    loss = tl.exp(-p_y / a)
-    return loss, -(p_y / a) * loss, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_ael(y, a, b, c):
+    loss = tl.exp(-y.p / a)
+    return lone(loss, -(y.p / a) * loss)
 
 
 @triton.jit
-def head_dft(l_y, p_y, rest, lse, others, count, a, b, c):
-    return -p_y * l_y, -p_y, tl.zeros_like(l_y), tl.zeros_like(l_y)
+def head_dft(y, a, b, c):
+    return lone(-y.p * y.l, -y.p)
 
 
 @triton.jit
-def head_ngce(l_y, p_y, rest, lse, others, count, q, floor, c):
-    v, slope = phi_generalised(l_y, p_y, q, floor, c)
-    loss, slope, g = quotient(v, slope, others)
-    return loss, slope, g, tl.zeros_like(l_y)
+def head_ngce(y, q, floor, c):
+    v, slope = phi_generalised(y.l, y.p, q, floor, c)
+    loss, slope, g, total = quotient(v, slope, y.others)
+    return loss, slope, g, tl.zeros_like(y.l), total
 
 
 @triton.jit
-def head_amse(l_y, p_y, rest, lse, others, count, a, b, c):
-    g = 1 / (count + 1)
-    miss = (1 - a) - rest  # p_y - a
-    return (others + miss * miss) * g, 2 * p_y * miss * g, g, tl.zeros_like(l_y)
+def head_amse(y, a, b, c):
+    g = 1 / (y.count + 1)
+    miss = (1 - a) - y.rest  # p_y - a
+    return (y.others + miss * miss) * g, 2 * y.p * miss * g, g, tl.zeros_like(y.l), 1.0
 
 
 @triton.jit
-def head_zloss(l_y, p_y, rest, lse, others, count, a, b, c):
-    return lse * lse, tl.zeros_like(l_y), tl.zeros_like(l_y), 2 * lse
+def head_zloss(y, a, b, c):
+    return y.lse * y.lse, tl.zeros_like(y.l), tl.zeros_like(y.l), 2 * y.lse, 1.0
 
 
 FUNCTORS = {
