@@ -12,6 +12,7 @@ from anl_kernels._version import __version__
 if TYPE_CHECKING:
     from anl_kernels import noise, presets, recipes
     from anl_kernels.backends.choice import empty_cpu_cache, use_backend
+    from anl_kernels.balance import Balance
     from anl_kernels.checks import check_labels
     from anl_kernels.distributed.class_shards import ClassShards
     from anl_kernels.functional import Aux, anl, nce, nnce, robust_loss, softmax
@@ -68,6 +69,7 @@ __all__ = [
     "ActiveNegativeLoss",
     "ActivePassiveLoss",
     "Aux",
+    "Balance",
     "ClassShards",
     "EntropyRegularisedLoss",
     "EnvReport",
@@ -102,6 +104,7 @@ __all__ = [
 
 _NAMES = {
     "backends.choice": "empty_cpu_cache use_backend",
+    "balance": "Balance",
     "checks": "check_labels",
     "distributed.class_shards": "ClassShards",
     "functional": "Aux anl nce nnce robust_loss softmax",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from anl_kernels.mixed.prepare import (
     mixed_factors_of,
 )
 from anl_kernels.options import (
+    ClassScale,
     LossOptions,
     Reduction,
     aux_outputs,
@@ -38,6 +40,7 @@ from anl_kernels.options import (
     check_inplace_flag,
 )
 from anl_kernels.rows.autograd import SoftmaxFunction, apply
+from anl_kernels.rows.balance import balanced_loss
 from anl_kernels.rows.loss import Aux, over_ranks, row_loss
 from anl_kernels.rows.prepare import local_logits, prepare
 from anl_kernels.terms import NCE, NNCE, Term, Terms
@@ -55,7 +58,7 @@ def robust_loss(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
-    class_scale: float | Literal["auto"] = 1.0,
+    class_scale: ClassScale = 1.0,
     inplace: bool = False,
     process_group: ProcessGroup | ClassShards | None = None,
     num_classes: int | None = None,
@@ -84,7 +87,9 @@ def robust_loss(
             that counts the loss is 0 and so is its gradient. With class probabilities it divides by
             the number of rows, ``weight`` or not. "none" gives one loss for each row.
         class_scale: factor on the normalised terms (NCE, NNCE, NFL, NNFL, NGCE), whose gradients
-            shrink as 1/K; "auto" for ``K log K / (10 log 10)``.
+            shrink as 1/K; or "row", "batch" or "running" (:class:`Balance`): their gradients, not
+            their values, times what they are divided by, of each row, on average over the batch or
+            over earlier batches; or "auto" for the number ``K log K / (10 log 10)``.
         inplace: let the gradient overwrite the logits, to save their size in memory. Nothing may
             read them after the call. Who saved them for backward before it raises then, and a
             second backward does too. Where PyTorch would not notice, the call raises. The
@@ -97,8 +102,9 @@ def robust_loss(
         num_classes: the number of classes if the logits have more columns, a vocabulary's padding:
             those count in nothing and their gradient is 0. Of all ranks together.
         return_aux: also return :class:`Aux` with term losses, lse, p_y and argmax, or only what
-            a collection of its field names asks for ("probs" only so). Of several labels
-            ``term_losses`` and ``p_y`` are sums weighed with their shares, in passes of their own.
+            a collection of its field names asks for ("probs" and "denominators" only so). Of
+            several labels ``term_losses`` and ``p_y`` are sums weighed with their shares, in passes
+            of their own.
         target_b: second labels, like ``target``, as mixup and CutMix make them. A row's loss is
             ``lam L(target) + (1 - lam) L(target_b)``, with one gradient for both. A label that is
             ``ignore_index`` adds nothing, and "mean" divides by what the labels that count add up
@@ -159,18 +165,31 @@ def robust_loss(
         reduction=reduction,
         class_scale=class_scale,
     )
-    local = made.local
-    loss, aux = row_loss(
+    local, reduce, wanted = made.local, reduction != "none", aux_outputs(return_aux)
+    compute = partial(
+        row_loss,
         local.logits,
         made.target,
-        made.row_scale,
-        made.terms,
         ignore_index=ignore_index,
-        reduce=reduction != "none",
+        reduce=reduce,
         inplace=inplace,
-        aux=aux_outputs(return_aux),
         shards=local.shards,
     )
+    if made.balance is None:
+        loss, aux = compute(made.row_scale, made.terms, aux=wanted)
+    else:
+        loss, aux = balanced_loss(
+            made.balance,
+            compute,
+            made.row_scale,
+            made.terms,
+            target=made.target,
+            num_classes=local.num_classes,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            aux=wanted,
+            rows=local.rows,
+        )
     if is_dtensor(logits):
         loss, aux = over_ranks(loss, aux, local.rows)
         if local.rows is not None and aux.probs is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from anl_kernels import checks
+from anl_kernels.balance import Balance
 from anl_kernels.functional import Aux, robust_loss
 from anl_kernels.numbers import shown
 from anl_kernels.options import OF_CALLS, OPTION_CHECKS, LossOptions
@@ -23,6 +26,7 @@ class Criterion(nn.Module):
     keywords: ClassVar[type] = LossOptions
     option_checks: ClassVar[Mapping[str, Callable[[Any], Any]]] = OPTION_CHECKS
     weight: Tensor | None
+    running_summands: Tensor | None
 
     def __init__(self, terms: Term | Terms, options: dict[str, Any]) -> None:
         super().__init__()
@@ -41,6 +45,7 @@ class Criterion(nn.Module):
             name: checked[name](value) if name in checked else value
             for name, value in options.items()
         }
+        self.register_buffer("running_summands", self._first_summands())
         for i, tensor in enumerate(self.terms.tensors):
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(f"term_weight_{i}", tensor)
@@ -53,6 +58,20 @@ class Criterion(nn.Module):
             getattr(self, f"term_weight_{i}", tensor) for i, tensor in enumerate(self.terms.tensors)
         )
         return Terms(self.terms.terms, self.terms.factors, tensors)
+
+    def current_options(self) -> dict[str, Any]:
+        """The options, a running mean with the buffer and the mode that the module has now."""
+        if self.running_summands is None:
+            return self.options
+        given: Balance = self.options["class_scale"]
+        now = replace(given, running=self.running_summands, training=self.training)
+        return self.options | {"class_scale": now}
+
+    def _first_summands(self) -> Tensor | None:
+        balance = self.options.get("class_scale")
+        if not isinstance(balance, Balance) or balance.over != "running":
+            return None
+        return torch.zeros(len(self.terms)) if balance.running is None else balance.running
 
     def extra_repr(self) -> str:
         """The terms and the options that were given."""
@@ -100,7 +119,7 @@ class RobustLoss(Criterion):
             sample_weight=sample_weight,
             target_b=target_b,
             lam=lam,
-            **self.options,
+            **self.current_options(),
         )
 
 

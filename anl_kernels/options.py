@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from anl_kernels.balance import Balance, Over
 from anl_kernels.numbers import as_flag, as_int, as_number, shown
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from anl_kernels.distributed.class_shards import ClassShards
 
 Reduction = Literal["mean", "sum", "none"]
+ClassScale = float | Over | Literal["auto"] | Balance
 AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs", "denominators")
 BY_NAME = ("probs", "denominators")
 """Auxiliary outputs that ``return_aux=True`` does not stand for."""
@@ -30,7 +32,7 @@ class LossOptions(TypedDict, total=False):
     sample_weight: Tensor | None
     ignore_index: int
     reduction: Reduction
-    class_scale: float | Literal["auto"]
+    class_scale: ClassScale
     inplace: bool
     process_group: ProcessGroup | ClassShards | None
     num_classes: int | None
@@ -46,7 +48,7 @@ class LinearOptions(TypedDict, total=False):
     sample_weight: Tensor | None
     ignore_index: int
     reduction: Reduction
-    class_scale: float | Literal["auto"]
+    class_scale: ClassScale
     process_group: ProcessGroup | ClassShards | None
     num_classes: int | None
     return_aux: bool | Collection[str]
@@ -92,15 +94,20 @@ def check_inplace_flag(inplace: bool) -> bool:
     return allowed
 
 
-def check_class_scale(class_scale: float | str) -> float | Literal["auto"]:
-    """The factor, or "auto"; raise ValueError unless it is positive and finite."""
+def check_class_scale(class_scale: Any) -> float | Literal["auto"] | Balance:
+    """The factor, "auto", or how gradients are balanced; raise ValueError of anything else."""
+    if isinstance(class_scale, Balance):
+        return class_scale
+    if isinstance(class_scale, str) and class_scale in ("row", "batch", "running"):
+        return Balance(class_scale)  # type: ignore[arg-type]
     if isinstance(class_scale, str) and class_scale == "auto":
         return "auto"
     scale = class_scale if type(class_scale) is float else as_number(class_scale)
     # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.
     if scale is None or not 0 < scale < math.inf:
         raise ValueError(
-            f"class_scale must be a positive number or 'auto', got {shown(class_scale)}"
+            f"class_scale must be a positive number, 'row', 'batch', 'running', an ak.Balance or "
+            f"'auto', got {shown(class_scale)}"
         )
     return float(scale)
 

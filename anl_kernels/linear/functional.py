@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,14 +26,16 @@ from anl_kernels.mixed.prepare import (
     mixed_factors_of,
 )
 from anl_kernels.options import (
+    ClassScale,
     Reduction,
     aux_outputs_of_head,
     check_chunk_bytes,
     check_ignore_index,
     check_softcap,
 )
+from anl_kernels.rows.balance import balanced_loss
 from anl_kernels.rows.loss import Aux, over_ranks
-from anl_kernels.rows.prepare import row_scale_of, terms_at
+from anl_kernels.rows.prepare import balance_of, row_scale_of, terms_at
 from anl_kernels.terms import Term, Terms
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def linear_robust_loss(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
-    class_scale: float | Literal["auto"] = 1.0,
+    class_scale: ClassScale = 1.0,
     process_group: ProcessGroup | ClassShards | None = None,
     num_classes: int | None = None,
     return_aux: bool | Collection[str] = False,
@@ -158,15 +161,24 @@ def linear_robust_loss(
     row_scale = row_scale_of(
         like, operands.target, operands.num_classes, rows=operands.rows, **keywords
     )
-    loss, made = linear_loss(
-        operands,
-        projection,
-        row_scale,
-        terms_at(terms, operands.num_classes, class_scale, like, operands.rows),
-        ignore_index=ignore_index,
-        reduce=reduction != "none",
-        aux=aux,
-    )
+    scaled = terms_at(terms, operands.num_classes, class_scale, like, operands.rows)
+    balance, reduce = balance_of(class_scale), reduction != "none"
+    compute = partial(linear_loss, operands, projection, ignore_index=ignore_index, reduce=reduce)
+    if balance is None:
+        loss, made = compute(row_scale, scaled, aux=aux)
+    else:
+        loss, made = balanced_loss(
+            balance,
+            compute,
+            row_scale,
+            scaled,
+            target=operands.target,
+            num_classes=operands.num_classes,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            aux=aux,
+            rows=operands.rows,
+        )
     if is_dtensor(hidden) or is_dtensor(linear_weight):
         loss, made = over_ranks(loss, made, operands.rows)
     return (loss, made) if return_aux else loss

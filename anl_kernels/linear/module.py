@@ -74,7 +74,7 @@ class LinearRobustLoss(Criterion):
             sample_weight=sample_weight,
             target_b=target_b,
             lam=lam,
-            **self.options,
+            **self.current_options(),
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

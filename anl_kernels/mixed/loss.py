@@ -22,8 +22,8 @@ _FEW, _FEW_SHARES = 1 << 20, 1 << 15
 _SHORT = 1024
 """Classes of a row that is short for two labels."""
 
-_OF_ROWS = ("lse", "argmax", "probs")
-"""Auxiliary outputs in which labels have no part."""
+_OF_ROWS = ("lse", "argmax", "probs", "denominators")
+"""Auxiliary outputs in which labels have no part, but for an ignored one."""
 
 
 def run(
@@ -152,6 +152,8 @@ def weighed_aux(made: list[Aux], shares: tuple[Tensor | float, ...], names: tupl
 
     def of(name: str) -> Tensor:
         values = [getattr(one, name) for one in made]
+        if name == "denominators":  # 0 where one label is ignored
+            return torch.stack(values).amax(0)
         if name in _OF_ROWS or len(values) == 1:
             return values[0]
         first, second = shares
@@ -166,7 +168,8 @@ def _aux_of_distribution(logits: Tensor, factors: MixedFactors, names: tuple[str
     one = logits.new_ones((), dtype=accumulator_dtype(logits.dtype))
     of_rows = tuple(name for name in names if name in _OF_ROWS)
     options = {"ignore_index": mixture.ignore_index, "reduce": False, "aux": of_rows}
-    _, aux = row_loss(logits, mixture.base, one, _CE, **options)  # type: ignore[arg-type]
+    terms = factors.terms if "denominators" in names else _CE
+    _, aux = row_loss(logits, mixture.base, one, terms, **options)  # type: ignore[arg-type]
     made = {name: getattr(aux, name) for name in of_rows}
     assert mixture.distribution is not None
     assert mixture.distribution.target is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from anl_kernels.distributed.local_parts import is_dtensor
 from anl_kernels.interface import accumulator_dtype
 from anl_kernels.mixed.mixture import Distribution, Mixture, smooths, split, without_smoothing
 from anl_kernels.numbers import as_number, shown
-from anl_kernels.options import Reduction, check_ignore_index, check_reduction
+from anl_kernels.options import ClassScale, Reduction, check_ignore_index, check_reduction
 from anl_kernels.rows.labels import label_scale
-from anl_kernels.rows.prepare import reciprocal, terms_at
+from anl_kernels.rows.prepare import balance_of, reciprocal, terms_at
 from anl_kernels.terms import Term, Terms, as_terms
 from anl_kernels.terms.row import may_ask
 
@@ -141,7 +141,7 @@ def mixed_factors_of(
     sample_weight: Tensor | None,
     ignore_index: int,
     reduction: Reduction,
-    class_scale: float | Literal["auto"],
+    class_scale: ClassScale,
     target_b: Tensor | None,
     lam: Lam | None,
 ) -> MixedFactors:
@@ -152,6 +152,11 @@ def mixed_factors_of(
     """
     check_reduction(reduction)
     check_ignore_index(ignore_index)
+    if balance_of(class_scale) is not None:
+        raise ValueError(
+            f"class_scale={shown(class_scale)} is for one label a row; of several labels pass "
+            f"class_scale='row', which is the same for each of them, or a number"
+        )
     made = terms_at(terms, num_classes, class_scale, like)
     if weight is not None:
         checks.check_class_weight(weight, num_classes, like)

@@ -82,7 +82,12 @@ class TruncatedGCE(Criterion):
         check_index(index, target, self.sample_weight.numel(), self.sample_weight)
         kept = self.sample_weight[index]
         loss = robust_loss(
-            logits, target, self.terms, weight=self.weight, sample_weight=kept, **self.options
+            logits,
+            target,
+            self.terms,
+            weight=self.weight,
+            sample_weight=kept,
+            **self.current_options(),
         )
         reduction = self.options.get("reduction", "mean")
         ignore_index = self.options.get("ignore_index", -100)

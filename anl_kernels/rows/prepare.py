@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anl_kernels import checks
+from anl_kernels.balance import Balance
 from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.local_parts import (
     is_dtensor,
@@ -20,9 +21,16 @@ from anl_kernels.distributed.local_parts import (
 from anl_kernels.distributed.row_shards import RowShards
 from anl_kernels.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
-from anl_kernels.options import Reduction, check_class_scale, check_reduction, class_scale_at
+from anl_kernels.options import (
+    ClassScale,
+    Reduction,
+    check_class_scale,
+    check_reduction,
+    class_scale_at,
+)
 from anl_kernels.rows.labels import label_scale
 from anl_kernels.terms import Term, Terms, as_terms
+from anl_kernels.terms.balanced import balanced
 from anl_kernels.terms.row import Row
 
 if TYPE_CHECKING:
@@ -52,6 +60,8 @@ class Prepared(NamedTuple):
     """The factor of each row, or one (0-d) for all."""
     terms: Terms
     """With their weights at this number of classes."""
+    balance: Balance | None
+    """What brings their gradients to one size, where that is of a batch."""
 
 
 def prepare(
@@ -65,7 +75,7 @@ def prepare(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     reduction: Reduction,
-    class_scale: float | Literal["auto"],
+    class_scale: ClassScale,
 ) -> Prepared:
     """Every check of a loss of checked logits with one label a row."""
     local = local_logits(logits, process_group, num_classes)
@@ -82,7 +92,7 @@ def prepare(
         rows=local.rows,
     )
     scaled = terms_at(terms, local.num_classes, class_scale, local.logits, local.rows)
-    return Prepared(local, target, row_scale, scaled)
+    return Prepared(local, target, row_scale, scaled, balance_of(class_scale))
 
 
 def local_logits(
@@ -106,24 +116,34 @@ def local_logits(
 def terms_at(
     terms: Term | Terms,
     num_classes: int,
-    class_scale: float | Literal["auto"],
+    class_scale: ClassScale,
     like: Tensor,
     rows: RowShards | None = None,
 ) -> Terms:
     """The sum with its weights at a number of classes, where each of its terms has a meaning."""
-    given, class_scale = as_terms(terms), check_class_scale(class_scale)
+    given, scale = as_terms(terms), check_class_scale(class_scale)
+    by_row = isinstance(scale, Balance) and scale.over == "row"
+    factor = 1.0 if isinstance(scale, Balance) else scale
     if torch.compiler.is_compiling() or type(num_classes) is not int:  # a symbol
-        made = _scaled(given, num_classes, class_scale)
+        made = _scaled(given, num_classes, factor, by_row)
     else:
-        made = given.derived(_scaled, num_classes, class_scale)
+        made = given.derived(_scaled, num_classes, factor, by_row)
     learned = rows is not None or not made.plain
     return _shared(made, like, rows) if learned else made
 
 
-def _scaled(terms: Terms, num_classes: int, class_scale: float | Literal["auto"]) -> Terms:
+def balance_of(class_scale: ClassScale) -> Balance | None:
+    """How gradients are balanced by a factor of the batch, if they are."""
+    if type(class_scale) is float:
+        return None
+    scale = check_class_scale(class_scale)
+    return scale if isinstance(scale, Balance) and scale.over != "row" else None
+
+
+def _scaled(terms: Terms, num_classes: int, factor: float | Literal["auto"], by_row: bool) -> Terms:
     for _, _, term in terms.parts:
         term.check_num_classes(num_classes)
-    return terms.scaled(class_scale_at(class_scale, num_classes))
+    return balanced(terms) if by_row else terms.scaled(class_scale_at(factor, num_classes))
 
 
 def row_scale_of(

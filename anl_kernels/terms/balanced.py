@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from anl_kernels.terms.base import Term
+from anl_kernels.terms.base import Term, Terms
 
 if TYPE_CHECKING:
     from anl_kernels.terms.row import Row
@@ -47,3 +47,9 @@ class Balanced(Term):
 
     def check_num_classes(self, num_classes: int) -> None:
         self.term.check_num_classes(num_classes)
+
+
+def balanced(terms: Terms) -> Terms:
+    """A sum of terms with its normalised ones balanced."""
+    made = tuple(Balanced(term) if term.normalised else term for term in terms.terms)
+    return Terms(made, terms.factors, terms.tensors)
