@@ -40,7 +40,7 @@ from anl_kernels.options import (
     check_inplace_flag,
 )
 from anl_kernels.rows.autograd import SoftmaxFunction, apply
-from anl_kernels.rows.balance import balanced_loss
+from anl_kernels.rows.balance import balanced_loss, row_loss_of_batch
 from anl_kernels.rows.loss import Aux, over_ranks, row_loss
 from anl_kernels.rows.prepare import local_logits, prepare
 from anl_kernels.terms import NCE, NNCE, Term, Terms
@@ -166,23 +166,22 @@ def robust_loss(
         class_scale=class_scale,
     )
     local, reduce, wanted = made.local, reduction != "none", aux_outputs(return_aux)
-    compute = partial(
-        row_loss,
-        local.logits,
-        made.target,
-        ignore_index=ignore_index,
-        reduce=reduce,
-        inplace=inplace,
-        shards=local.shards,
-    )
+    options: Any = {
+        "ignore_index": ignore_index,
+        "reduce": reduce,
+        "inplace": inplace,
+        "shards": local.shards,
+    }
+    rows = local.logits, made.target
     if made.balance is None:
-        loss, aux = compute(made.row_scale, made.terms, aux=wanted)
+        loss, aux = row_loss(*rows, made.row_scale, made.terms, aux=wanted, **options)
     else:
         loss, aux = balanced_loss(
             made.balance,
-            compute,
+            partial(row_loss, *rows, **options),
             made.row_scale,
             made.terms,
+            of_batch=partial(row_loss_of_batch, *rows, **options),
             target=made.target,
             num_classes=local.num_classes,
             ignore_index=ignore_index,

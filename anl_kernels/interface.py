@@ -51,6 +51,9 @@ class RowOutputs(NamedTuple):
     """(N,) int64."""
     denominators: Tensor = None  # type: ignore[assignment]
     """(N, T): the size of what each term is divided by, 1 if nothing; 0 for an ignored row."""
+    term_slopes: Tensor = None  # type: ignore[assignment]
+    """(N, 2 T): what each term adds to the gradient at the label and to q, which are in ``saved``;
+    0 for an ignored row. The reference has none."""
 
 
 BITS = {name: 1 << place for place, name in enumerate(RowOutputs._fields)}
@@ -170,6 +173,7 @@ def empty_outputs(logits: Tensor, target: Tensor, request: RowRequest) -> RowOut
         "p_y": ((N,), acc),
         "argmax": ((N,), torch.int64),
         "denominators": ((N, T), acc),
+        "term_slopes": ((N, 2 * T), acc),
     }
 
     def empty(name: str) -> Tensor:

@@ -50,7 +50,8 @@ struct RowArgs {
   X(void, lse, )                                                                                   \
   X(void, p_y, )                                                                                   \
   X(int64_t, argmax, )                                                                             \
-  X(void, denominators, T)
+  X(void, denominators, T)                                                                         \
+  X(void, term_slopes, 2 * T)
 
 struct RowLossArgs : RowArgs {
   const void* term_weights; // (T,), in the place of the weights in terms, or null

@@ -72,4 +72,12 @@ template <class V> struct HeadSums {
   }
 };
 
+// The numbers that a term alone would give: its loss, and its part in gy and q.
+template <class V, class A>
+ANL_FN Slopes<V> slopes_of_term(A weight, const Head<V>& head, V slope, V p_y, V rest) {
+  HeadSums<V> alone = {};
+  alone.add(weight, head, slope);
+  return alone.slopes(p_y, rest);
+}
+
 } // namespace anl

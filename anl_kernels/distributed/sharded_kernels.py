@@ -46,8 +46,8 @@ class ShardedKernels:
         here = self._shards.labels_here(target, request.ignore_index)
         # What needs the lse of the row needs it, or the numbers that hold it.
         aux = AUX if request.reads_ignored else ()
-        sizes = ("denominators",) if request.wants("denominators") else ()
-        asked = request.asking("row_losses", "saved", *aux, *sizes, ignore_index=IGNORED)
+        of_terms = [name for name in ("denominators", "term_slopes") if request.wants(name)]
+        asked = request.asking("row_losses", "saved", *aux, *of_terms, ignore_index=IGNORED)
         partials, argmax = self._partials(logits, target, here, asked)
         sums = self._sums(logits, here, partials, asked)
         of_rows = asked._replace(outputs=asked.outputs & ~BITS["argmax"])

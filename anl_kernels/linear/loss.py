@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from anl_kernels.backends.choice import REFERENCE, choose_backend
 from anl_kernels.distributed.collectives import CopyToShards
-from anl_kernels.interface import AUX, BITS, RowRequest, outputs_of
+from anl_kernels.interface import BITS, RowRequest, outputs_of
 from anl_kernels.labels import is_ignored
 from anl_kernels.linear.autograd import LinearLossFunction, logits_of
 from anl_kernels.linear.flops import register_formulas
@@ -30,26 +32,35 @@ def linear_loss(
     ignore_index: int,
     reduce: bool,
     aux: tuple[str, ...] = (),
+    term_weights: Tensor | None = None,
 ) -> tuple[Tensor, Aux]:
-    """The loss of the rows of a checked projection, and what was asked for beside it."""
+    """The loss of the rows of a checked projection, and what was asked for beside it.
+
+    ``term_weights``, (T,), stand in the place of the terms' own.
+    """
     num_rows = operands.target.numel()
     hidden = operands.hidden.reshape(num_rows, operands.hidden.shape[-1])  # D may be 0
     target, shape = operands.target.reshape(-1), operands.target.shape
     scale = row_scale.reshape(-1) if row_scale.dim() else row_scale
     like = hidden.new_empty((0, projection.num_classes), dtype=projection.dtype)
     backend = choose_backend(like, terms)
-    options = {"ignore_index": ignore_index, "reduce": reduce, "aux": aux}
+    options: Any = {
+        "ignore_index": ignore_index,
+        "reduce": reduce,
+        "aux": aux,
+        "term_weights": term_weights,
+    }
     if _can_be_fused(terms, backend):
         tensors = hidden, operands.weight, operands.bias, target, scale
         where = Where.of(backend, operands.shards)
-        loss, made = _fused(tensors, terms, where, projection, **options)  # type: ignore[arg-type]
+        loss, made = _fused(tensors, terms, where, projection, **options)
     else:
         if operands.shards is not None:
             hidden = CopyToShards.apply(hidden, operands.shards.group)
         if not set(aux).intersection(OF_IGNORED_ROWS):
             hidden = hidden.masked_fill(is_ignored(target, ignore_index).unsqueeze(-1), 0)
         logits = logits_of(hidden, operands.weight, operands.bias, projection)
-        loss, made = row_loss(logits, target, scale, terms, shards=operands.shards, **options)  # type: ignore[arg-type]
+        loss, made = row_loss(logits, target, scale, terms, shards=operands.shards, **options)
     values = {name: getattr(made, name) for name in aux}
     views = {name: value.reshape((*value.shape[:-1], *shape)) for name, value in values.items()}
     return loss if reduce else loss.reshape(shape), Aux(**views)
@@ -64,13 +75,14 @@ def _fused(
     ignore_index: int,
     reduce: bool,
     aux: tuple[str, ...],
+    term_weights: Tensor | None,
 ) -> tuple[Tensor, Aux]:
     """Of (N, D) hidden states, a weight, a bias, a target and a scale, by the operators."""
     hidden, weight, bias, target, scale = tensors
     assert target is not None
     assert scale is not None
     grad_mode = torch.is_grad_enabled()
-    weights = terms.tensor_weights(like=scale)
+    weights = terms.tensor_weights(like=scale) if term_weights is None else term_weights
     learned = grad_mode and weights is not None and weights.requires_grad
     by_factor = learned or (grad_mode and scale.requires_grad)
     projection = projection.needing(hidden, weight, bias)
@@ -82,10 +94,9 @@ def _fused(
         outputs |= BITS["row_losses"]
     if projection.gradients:
         outputs |= BITS["grad"] if one_pass else BITS["saved"]
-    if learned or not {"denominators"}.issuperset(aux):
-        outputs |= outputs_of(*AUX)
-    if "denominators" in aux:
-        outputs |= BITS["denominators"]
+    if learned:
+        outputs |= BITS["term_losses"]
+    outputs |= outputs_of(*aux)
     specs = Specs(RowRequest(*encode(terms), ignore_index, outputs, reduce), where, projection)
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
         register_formulas()

@@ -8,13 +8,14 @@ Triton have no C++, and second derivatives are Python's: it would be a second on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anl_kernels.backends import reference
-from anl_kernels.interface import RowRequest
+from anl_kernels.interface import NUM_SAVED, RowRequest
 from anl_kernels.rows.operators import Where
 from anl_kernels.tracing import PLAIN, forward_mode, transforming
 
@@ -203,6 +204,64 @@ def formula_loss(
     rows = reference.row_loss(logits, target, weights, terms, ignore_index, where.shards)
     scaled = rows.row_losses * row_scale
     return scaled.sum() if request.reduce else scaled
+
+
+class BatchBalancedFunction(torch.autograd.Function):
+    """``apply(logits, target, row_scale, term_weights, Where, RowRequest, factors_of)``.
+
+    As :class:`RowLossFunction` in the recompute mode, with a gradient for the logits alone: that of
+    each term times a factor which ``factors_of`` makes of all rows' denominators, (N, T). What was
+    saved of rows is linear in the terms, so the logits are read as often as without the factors.
+
+    Args:
+        term_weights: (T,).
+
+    Returns:
+        The outputs that the request names, the loss without the factors, then the weights with
+        them, (T,).
+    """
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        row_scale: Tensor,
+        term_weights: Tensor,
+        where: Where,
+        request: RowRequest,
+        factors_of: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Call the operator, and weigh what it saved."""
+        results = where.row_loss(logits, target, row_scale, term_weights, request)
+        made = request.named(results)
+        factors = factors_of(made.denominators)
+        of_terms = made.term_slopes.view(-1, len(factors), 2)
+        made.saved[:, 2:4] = (of_terms * factors.view(1, -1, 1)).sum(1)
+        made.saved[:, NUM_SAVED:] *= factors
+        return *results, term_weights * factors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the gradient is made of."""
+        logits, target, row_scale, _, ctx.where, ctx.request, _ = inputs
+        ctx.save_for_backward(logits, target, row_scale, output[-1])
+        ctx.saved = ctx.request.named(output[:-1]).saved
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """By the logits."""
+        if grad_loss is None:
+            return (None,) * 7
+        needed = (ctx.needs_input_grad[0], False, False, False)
+        compute: Any = RowGradientFunction.forward
+        request = ctx.request
+        if torch.is_grad_enabled():
+            compute, request = RowGradientFunction.apply, request._replace(inplace=False)
+        saved = (*ctx.saved_tensors, ctx.saved, None, None)
+        grads = compute(grad_loss, *saved, needed, ctx.where, request)
+        return grads[0], *(None,) * 6
 
 
 class SoftmaxFunction(torch.autograd.Function):

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from anl_kernels.backends import reference
+from anl_kernels.backends.choice import REFERENCE, choose_backend
 from anl_kernels.balance import Balance
+from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.collectives import add_up_
 from anl_kernels.distributed.row_shards import RowShards
+from anl_kernels.interface import RowRequest
 from anl_kernels.labels import is_ignored
 from anl_kernels.numbers import shown
-from anl_kernels.rows.autograd import apply
-from anl_kernels.rows.loss import Aux
+from anl_kernels.rows.autograd import BatchBalancedFunction, apply
+from anl_kernels.rows.loss import Aux, aux_of
+from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Terms
 from anl_kernels.terms.row import Row
-from anl_kernels.tracing import only_formulas
+from anl_kernels.tracing import only_formulas, transforming, watched
 
 Numbers = Sequence[float | Tensor]
 
 
+Factors = Callable[[Tensor, Tensor], Tensor]
+"""Makes (T,) factors of (T, ...) denominators and the target."""
+
+
 class Compute(Protocol):
-    """The loss of the same rows for other terms, factors of rows and auxiliary outputs."""
+    """The loss of the same rows with other factors, weights of terms and auxiliary outputs."""
 
     def __call__(
-        self, row_scale: Tensor, terms: Terms, *, aux: tuple[str, ...]
+        self,
+        row_scale: Tensor,
+        terms: Terms,
+        *,
+        term_weights: Tensor | None = None,
+        aux: tuple[str, ...],
+    ) -> tuple[Tensor, Aux]: ...
+
+
+class ComputeOfBatch(Protocol):
+    """What has the gradient of terms times factors, without one more pass over the logits."""
+
+    def __call__(
+        self,
+        row_scale: Tensor,
+        terms: Terms,
+        *,
+        term_weights: Tensor,
+        factors_of: Factors,
+        aux: tuple[str, ...],
     ) -> tuple[Tensor, Aux]: ...
 
 
@@ -42,53 +71,114 @@ def balanced_loss(
     reduce: bool,
     aux: tuple[str, ...],
     rows: RowShards | None,
+    of_batch: ComputeOfBatch | None = None,
 ) -> tuple[Tensor, Aux]:
     """The loss of ``terms``, the gradient of each normalised one times its mean denominator."""
     moves = balance.over == "running" and balance.training
     if not (torch.is_grad_enabled() or moves) or not any(t.normalised for t in terms.terms):
         return compute(row_scale, terms, aux=aux)  # the value is the plain one
-    valid = ~is_ignored(target, ignore_index)
-    if balance.over == "batch":
-        with torch.no_grad():
-            _, found = compute(row_scale, terms, aux=("denominators",))
-        means, _ = mean_denominators(found.denominators, valid, balance, rows)
-        factors: Numbers = means.unbind()
-    else:
+    scale, weights = row_scale.detach(), _weights(terms, row_scale)
+    constant = weights.detach()
+    means_of = partial(mean_denominators, balance=balance, ignore_index=ignore_index, rows=rows)
+    asked = tuple(dict.fromkeys((*aux, "term_losses", *(("denominators",) if moves else ()))))
+
+    def factors_of(found: Tensor | None, labels: Tensor) -> Tensor:
+        return _of_normalised(terms, means_of(found, labels)[0])
+
+    if balance.over == "running":
         running = _running(balance, terms, row_scale)
         before = _started(running, terms, num_classes)
-        factors = [value.to(row_scale.dtype) * num_classes for value in before]
-    asked = ("term_losses", *(("denominators",) if moves else ()))
-    surrogate, made = compute(
-        row_scale.detach(), _scaled(terms, factors), aux=tuple(dict.fromkeys((*aux, *asked)))
-    )
-    if moves:
-        means, count = mean_denominators(made.denominators, valid, balance, rows)
-        _move(running, torch.stack(list(before)), means / num_classes, count, balance.momentum)
-    loss = _plain_loss(made.term_losses, terms, row_scale, reduce)
+        factors = _of_normalised(terms, before.to(scale.dtype) * num_classes)
+        surrogate, made = compute(scale, terms, term_weights=constant * factors, aux=asked)
+        if moves:
+            means, count = means_of(made.denominators, target)
+            _move(running, before, means / num_classes, count, balance.momentum)
+    elif of_batch is not None and not transforming():
+        options: Any = {"term_weights": constant, "factors_of": factors_of}
+        surrogate, made = of_batch(scale, terms, **options, aux=asked)
+    else:
+        with torch.no_grad():
+            _, found = compute(scale, terms, term_weights=constant, aux=("denominators",))
+        factors = factors_of(found.denominators, target)
+        surrogate, made = compute(scale, terms, term_weights=constant * factors, aux=asked)
+    loss = _plain_loss(made.term_losses, weights, row_scale, reduce)
     kept = Aux(**{name: getattr(made, name) for name in aux})
     if only_formulas():  # with a jvp of its own Dynamo (2.13) refuses a Function
         return loss + (surrogate - surrogate.detach()), kept
     return apply(ValueWithGradient, loss, surrogate), kept
 
 
+def row_loss_of_batch(
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor,
+    terms: Terms,
+    *,
+    term_weights: Tensor,
+    factors_of: Factors,
+    ignore_index: int,
+    reduce: bool,
+    inplace: bool,
+    shards: ClassShards | None,
+    aux: tuple[str, ...],
+) -> tuple[Tensor, Aux]:
+    """A loss with the gradient of checked rows, of each term times a factor of them all."""
+    backend = choose_backend(logits, terms)
+    if backend == REFERENCE:
+        made = reference.row_loss(logits, target, term_weights, terms, ignore_index, shards)
+        found = made.denominators(is_ignored(target, ignore_index))
+        weighed = _over_rows(term_weights * factors_of(found, target), made.term_losses)
+        scaled = (weighed * made.term_losses).sum(0) * row_scale
+        named = {
+            name: reference.auxiliary(name, logits, target, made, ignore_index, shards)
+            for name in aux
+        }
+        return scaled.sum() if reduce else scaled, Aux(**named)
+    outputs = ("loss", "saved", "denominators", "term_slopes", *aux)
+    request = RowRequest.of(
+        terms,
+        ignore_index,
+        *outputs,
+        reduce=reduce,
+        inplace=inplace and logits.requires_grad,
+    )
+    results = apply(
+        BatchBalancedFunction,
+        logits,
+        target,
+        row_scale,
+        term_weights,
+        Where.of(backend, shards),
+        request,
+        lambda found: factors_of(found.t(), target),
+    )
+    return results[0], aux_of(aux, target.shape, request.named(results[:-1]))
+
+
 def mean_denominators(
-    denominators: Tensor | None, valid: Tensor, balance: Balance, rows: RowShards | None
+    denominators: Tensor | None,
+    target: Tensor,
+    *,
+    balance: Balance,
+    ignore_index: int,
+    rows: RowShards | None,
 ) -> tuple[Tensor, Tensor]:
     """(T,) means over the rows that count, of all ranks that share the batch; and their number.
 
-    A row whose denominator is infinite or NaN, by an absent label or a logit that is NaN, counts in
-    none: one bad step must not spoil the running mean for good.
+    ``denominators`` are (T, ...). A row whose denominator is infinite or NaN, by an absent label or
+    a logit that is NaN, counts in none: one bad step must not spoil the running mean for good.
     """
     assert denominators is not None
     found = denominators.detach().flatten(1)
-    here = valid.flatten() & found.isfinite().all(0)
-    sums = torch.cat([found.where(here, 0).sum(1), here.sum(dtype=found.dtype).view(1)])
-    if rows is not None:
-        sums = rows.total_for_rows(sums)
-    if balance.process_group is not None:
-        sums = add_up_(sums, balance.process_group)
-    count = sums[-1]
-    return sums[:-1] / count.clamp(min=1), count
+    here = ~is_ignored(target, ignore_index).flatten() & (found.sum(0) < torch.inf)
+    sums, count = found.where(here, 0).sum(1), here.sum(dtype=found.dtype)
+    if rows is not None or balance.process_group is not None:
+        packed = torch.cat([sums, count.view(1)])
+        packed = packed if rows is None else rows.total_for_rows(packed)
+        if balance.process_group is not None:
+            packed = add_up_(packed, balance.process_group)
+        sums, count = packed[:-1], packed[-1]
+    return sums / count.clamp(min=1), count
 
 
 class ValueWithGradient(torch.autograd.Function):
@@ -112,24 +202,62 @@ class ValueWithGradient(torch.autograd.Function):
 
 
 def _plain_loss(
-    term_losses: Tensor | None, terms: Terms, row_scale: Tensor, reduce: bool
+    term_losses: Tensor | None, weights: Tensor, row_scale: Tensor, reduce: bool
 ) -> Tensor:
+    # A product of matrices would be TF32's where a user allows it.
     assert term_losses is not None
-    learned = terms.tensor_weights(like=row_scale)
-    weights: Any = terms.factors if learned is None else learned.unbind()
-    losses = torch.stack([w * loss for w, loss in zip(weights, term_losses.unbind(), strict=True)])
-    scaled = losses.sum(0) * row_scale
+    scaled = (term_losses * _over_rows(weights, term_losses)).sum(0) * row_scale
     return scaled.sum() if reduce else scaled
 
 
-def _scaled(terms: Terms, factors: Numbers) -> Terms:
-    """The sum whose gradient by the logits is wanted: nothing else learns from it."""
-    tensors = [None if tensor is None else tensor.detach() for tensor in terms.tensors]
-    for t, (term, factor) in enumerate(zip(terms.terms, factors, strict=True)):
-        if term.normalised:
-            old = tensors[t]
-            tensors[t] = torch.as_tensor(factor) if old is None else old * factor
-    return Terms(terms.terms, terms.factors, tuple(tensors))
+def _over_rows(numbers: Tensor, of_terms: Tensor) -> Tensor:
+    """(T,) numbers, for products with (T, ...)."""
+    return numbers.view(-1, *[1] * (of_terms.dim() - 1))
+
+
+# ---- numbers of terms ---------------------------------------------------------------------------
+
+
+def _weights(terms: Terms, like: Tensor) -> Tensor:
+    """The weights as a tensor, (T,)."""
+    learned = terms.tensor_weights(like)
+    return _vector(_factors_of, terms, like) if learned is None else learned
+
+
+def _of_normalised(terms: Terms, numbers: Tensor) -> Tensor:
+    """The numbers of normalised terms, and 1 for the others."""
+    if all(term.normalised for term in terms.terms):
+        return numbers
+    return torch.where(_vector(_normalised, terms, numbers) > 0, numbers, 1.0)
+
+
+def _vector(
+    numbers: Callable[..., Sequence[float]], terms: Terms, like: Tensor, *args: Any
+) -> Tensor:
+    """``numbers(terms, *args)`` on the device of ``like``, which is copied there once only."""
+    if watched(like):
+        one = like.new_ones(())  # a fill would make a constant of a symbol
+        return torch.stack([one * number for number in numbers(terms, *args)])
+    return terms.derived(_filled, numbers, like.device, like.dtype, *args)
+
+
+def _filled(
+    terms: Terms,
+    numbers: Callable[..., Sequence[float]],
+    device: torch.device,
+    dtype: torch.dtype,
+    *args: Any,
+) -> Tensor:
+    with torch.inference_mode(False):  # or it could not be saved for backward later
+        return torch.tensor(numbers(terms, *args), device=device, dtype=dtype)
+
+
+def _factors_of(terms: Terms) -> Sequence[float]:
+    return terms.factors
+
+
+def _normalised(terms: Terms) -> Sequence[float]:
+    return [float(term.normalised) for term in terms.terms]
 
 
 # ---- the running mean ---------------------------------------------------------------------------
@@ -152,29 +280,20 @@ def _running(balance: Balance, terms: Terms, like: Tensor) -> Tensor:
     return running
 
 
-def _started(running: Tensor, terms: Terms, num_classes: int) -> list[Tensor]:
+def _started(running: Tensor, terms: Terms, num_classes: int) -> Tensor:
     """The mean summands, of uniform logits where none was seen yet; nothing waits for a GPU."""
-    if torch.compiler.is_compiling() or type(num_classes) is not int:
-        uniform = uniform_summands(terms, num_classes)
-    else:
-        uniform = terms.derived(_uniform_numbers, num_classes)
-    return [
-        torch.where(value == 0, first, value)
-        for value, first in zip(running.detach().unbind(), uniform, strict=True)
-    ]
+    uniform = _vector(uniform_summands, terms, running.detach(), num_classes)
+    return torch.where(running.detach() == 0, uniform, running.detach())
 
 
-def uniform_summands(terms: Terms, num_classes: int) -> Numbers:
+def uniform_summands(terms: Terms, num_classes: int) -> list[Any]:
     """The mean summand of each term over the classes of a row of equal logits."""
     row = Row(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64))
-    return [term.denominator(row).squeeze(0) / num_classes for term in terms.terms]
-
-
-def _uniform_numbers(terms: Terms, num_classes: int) -> Numbers:
-    return [float(summand) for summand in uniform_summands(terms, num_classes)]
+    means = [term.denominator(row).squeeze(0) / num_classes for term in terms.terms]
+    return means if torch.compiler.is_compiling() else [float(mean) for mean in means]
 
 
 @torch.no_grad()
 def _move(running: Tensor, before: Tensor, now: Tensor, count: Tensor, momentum: float) -> None:
-    after = before + momentum * (now.to(before.dtype) - before)
+    after = before.lerp(now.to(before.dtype), momentum)
     running.copy_(torch.where(count > 0, after, running))

@@ -12,8 +12,7 @@ from anl_kernels.backends.choice import REFERENCE, choose_backend
 from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.local_parts import AmongDTensors
 from anl_kernels.distributed.row_shards import RowShards
-from anl_kernels.interface import AUX, BITS, OF_TERMS, RowOutputs, RowRequest, outputs_of
-from anl_kernels.options import BY_NAME
+from anl_kernels.interface import BITS, OF_TERMS, RowOutputs, RowRequest, outputs_of
 from anl_kernels.rows.autograd import RowLossFunction, apply
 from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Terms
@@ -59,13 +58,15 @@ def row_loss(
     inplace: bool = False,
     aux: tuple[str, ...] = (),
     shards: ClassShards | None = None,
+    term_weights: Tensor | None = None,
 ) -> tuple[Tensor, Aux]:
     """The loss of checked rows times ``row_scale``, and what was asked for beside it.
 
-    Chooses who computes it, and the mode: one pass, or recompute.
+    Chooses who computes it, and the mode: one pass, or recompute. ``term_weights``, (T,), stand in
+    the place of the terms' own.
     """
     backend = choose_backend(logits, terms)
-    weights = terms.tensor_weights(like=row_scale)
+    weights = terms.tensor_weights(like=row_scale) if term_weights is None else term_weights
     if backend == REFERENCE:
         made = reference.row_loss(logits, target, weights, terms, ignore_index, shards)
         scaled = made.row_losses * row_scale
@@ -86,9 +87,9 @@ def row_loss(
     if needs_grad:
         one_pass = reduce and shards is None and not by_factor and _one_pass(logits)
         outputs |= BITS["grad"] if one_pass else BITS["saved"]
-    if learned or not _BY_NAME.issuperset(aux):
-        outputs |= _AUX
-    outputs |= outputs_of(*_BY_NAME.intersection(aux))
+    if learned:
+        outputs |= BITS["term_losses"]
+    outputs |= outputs_of(*aux)
     inplace = inplace and grad_mode and logits.requires_grad
     request = RowRequest(*encode(terms), ignore_index, outputs, reduce, inplace)
     where = Where.of(backend, shards)
@@ -98,9 +99,6 @@ def row_loss(
     else:
         results = where.row_loss(*tensors, request)
     return results[0], aux_of(aux, target.shape, request.named(results)) if aux else _NO_AUX
-
-
-_AUX, _BY_NAME = outputs_of(*AUX), frozenset(BY_NAME)
 
 
 def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, Aux]:

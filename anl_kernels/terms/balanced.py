@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Balanced(Term):
+class Balanced(Term, registered=False):
     """A normalised term with the gradient of each row times the row's denominator, a constant.
 
     The loss is the term's own. ``class_scale="row"`` makes these; docs/math.md, "Balanced losses",

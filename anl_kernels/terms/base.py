@@ -23,7 +23,7 @@ _NUMBERS = ("float", "int", float, int)  # as annotations of fields say them
 _FLAGS = ("bool", bool)
 
 REGISTRY: dict[str, type[Term]] = {}
-"""Every term class by name; filled by defining the class."""
+"""Every term class by name, but for those that hold another; filled by defining the class."""
 
 
 class _Arithmetic:
@@ -98,12 +98,12 @@ class Term(_Arithmetic):
     normalised: ClassVar[bool] = False
     """Whether the term is divided by its sum over all labels; ``class_scale`` multiplies those."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         known = REGISTRY.get(cls.__name__)
         if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"a term named {cls.__name__} exists: {known}; choose another name")
-        if not cls.__name__.startswith("_"):
+        if registered and not cls.__name__.startswith("_"):
             REGISTRY[cls.__name__] = cls
 
     def __post_init__(self) -> None:

@@ -81,7 +81,8 @@ private:
 };
 
 // Runs the loss heads on rows side by side. sums(t) and slopes(t) are the sums of term t over the
-// others; put_G(t, ...) receives its slope, put_head(t, ...) its head.
+// others; put_G(t, ...) receives its slope, put_head(t, ...) its head
+// and its own part in the slopes.
 template <class T, class Values, class Derivatives, class PutG, class PutHead,
           class A = Accumulator<T>>
 ANL_INLINE Slopes<V<A>> run_loss_heads(const Terms<T>& terms, Target<V<A>> target, Values values,
@@ -94,7 +95,7 @@ ANL_INLINE Slopes<V<A>> run_loss_heads(const Terms<T>& terms, Target<V<A>> targe
     head = balanced_if(terms[t].balanced, head);
     of_row.add(terms[t].weight, head, slopes(t));
     put_G(t, terms[t].weight * head.g);
-    put_head(t, head);
+    put_head(t, head, slopes_of_term(terms[t].weight, head, slopes(t), target.p, target.rest));
   }
   return of_row.slopes(target.p, target.rest);
 }

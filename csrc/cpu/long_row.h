@@ -279,6 +279,8 @@ public:
         saved[i] = 0;
       for (int t = 0; t < T_; ++t)
         put(args_.denominators, n_ * T_ + t, A(0));
+      for (int i = 0; i < 2 * T_; ++i)
+        put(args_.term_slopes, n_ * 2 * T_ + i, A(0));
       return;
     }
     const Softmax<A>& s = softmax_;
@@ -296,9 +298,11 @@ public:
           if (!grad_.sweep[t])
             base += grad_.G[t] * lines_[t].slope;
         },
-        [&](int t, const Head<V<A>>& head) {
+        [&](int t, const Head<V<A>>& head, const Slopes<V<A>>& alone) {
           put(args_.term_losses, n_ * T_ + t, label_.counted ? head.loss[0] : A(0));
           put(args_.denominators, n_ * T_ + t, label_.counted ? head.denominator[0] : A(0));
+          put(args_.term_slopes, 2 * (n_ * T_ + t), label_.counted ? alone.gy[0] : A(0));
+          put(args_.term_slopes, 2 * (n_ * T_ + t) + 1, label_.counted ? alone.q[0] : A(0));
         });
     grad_.affine = {base, slopes.q[0] * scale};
     grad_.gy = slopes.gy[0] * scale;

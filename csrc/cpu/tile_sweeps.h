@@ -174,9 +174,12 @@ private:
           if (terms_[t].sum == Sum::Affine)
             base += G;
         },
-        [&](int t, const Head<V<A>>& head) {
-          put_of_term(to.term_losses, head.loss, rows, place, j, t);
-          put_of_term(to.denominators, head.denominator, rows, place, j, t);
+        [&](int t, const Head<V<A>>& head, const Slopes<V<A>>& alone) {
+          const int T_ = terms_.count();
+          put_of_term(to.term_losses, head.loss, rows, place, j, t, T_);
+          put_of_term(to.denominators, head.denominator, rows, place, j, t, T_);
+          put_of_term(to.term_slopes, alone.gy, rows, place, j, 2 * t, 2 * T_);
+          put_of_term(to.term_slopes, alone.q, rows, place, j, 2 * t + 1, 2 * T_);
         });
     store(rows.base + j, base);
     store(rows.q + j, slopes.q);
@@ -184,11 +187,11 @@ private:
     store(rows.loss + j, slopes.loss);
   }
 
-  // A number of term t of the rows from j on, if it is wanted; 0 of ignored ones.
+  // A number of the rows from j on, in one of so many columns, if it is wanted; 0 of ignored ones.
   void put_of_term(void* to, const V<A>& number, const TileRows<A>& rows, const TilePlace& place,
-                   int j, int t) const {
+                   int j, int column, int columns) const {
     for (int i = 0; to && i < lanes<A> && j + i < place.count; ++i)
-      put(to, (tiles_.first_row(place) + j + i) * terms_.count() + t,
+      put(to, (tiles_.first_row(place) + j + i) * columns + column,
           rows.counted[j + i] ? number[i] : A(0));
   }
 

@@ -55,13 +55,19 @@ ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>
                              const RowSums<A>& row, const RowSlots<A>& slots, bool leads,
                              bool reports, A factor) {
   const RowLossArgs& args = p.args;
-  const auto put = [&](int t, const Head<A>& head, A G) {
+  const auto put = [&](int t, const Head<A>& head, A slope, A weight) {
     if (!reports)
       return;
     const int64_t T = p.terms.count;
     store_to(args.term_losses, n * T + t, label.counted ? head.loss : A(0));
     store_to(args.denominators, n * T + t, label.counted ? head.denominator : A(0));
-    store_to(args.saved, n * (num_saved + T) + num_saved + t, G);
+    store_to(args.saved, n * (num_saved + T) + num_saved + t, weight * head.g);
+    if (args.term_slopes) {
+      const Slopes<A> alone =
+          slopes_of_term(weight, head, slope, row.softmax.p_y, row.softmax.rest);
+      store_to(args.term_slopes, 2 * (n * T + t), label.counted ? alone.gy : A(0));
+      store_to(args.term_slopes, 2 * (n * T + t) + 1, label.counted ? alone.q : A(0));
+    }
   };
   const RowSlopes<A> slopes =
       run_heads(p.terms, static_cast<const A*>(args.term_weights), row, slots, leads, factor, put);

@@ -230,7 +230,7 @@ template <class A> struct RowSlopes : Slopes<A> {
 };
 
 // Runs the loss heads. The leader puts the slopes of dense terms into the slots, times `factor`;
-// put(t, head of term t, its slope) is called for every term.
+// put(t, head of term t, its sum of slopes, its weight) is called for every term.
 template <class A, class Put>
 ANL_DEVICE RowSlopes<A> run_heads(const Terms<A>& terms, const A* weights, const RowSums<A>& row,
                                   const RowSlots<A>& slots, bool leads, A factor, const Put& put) {
@@ -259,7 +259,7 @@ ANL_DEVICE RowSlopes<A> run_heads(const Terms<A>& terms, const A* weights, const
       base += G * slots.slope(term.slot);
     else if (term.slot >= 0 && leads)
       slots.put_slope(term.slot, G * factor);
-    put(t, head, G);
+    put(t, head, sums.slope, weight);
   }
   return {of_row.slopes(softmax.p_y, softmax.rest), base};
 }

@@ -264,6 +264,11 @@ def finish_rows(OUT, W, rows, softmax, linear, S, D, P, TERMS: tl.constexpr, ACC
         if OUT.denominators is not None:
             at = OUT.denominators + rows.n * len(TERMS.each) + t
             tl.store(at, tl.where(rows.valid, denominator, 0.0), mask=rows.exist)
+        if OUT.term_slopes is not None:
+            own, lse = weight * c_t, weight * (h_t - g_t * slopes)
+            at = OUT.term_slopes + 2 * (rows.n * len(TERMS.each) + t)
+            tl.store(at, tl.where(rows.valid, own * rest + lse * p_y, 0.0), mask=rows.exist)
+            tl.store(at + 1, tl.where(rows.valid, own - lse, 0.0), mask=rows.exist)
     made = Slopes(by_target * rest + by_lse * p_y, by_target - by_lse, G)
     tl.store(OUT.row_losses + rows.n, tl.where(rows.valid, loss, 0.0), mask=rows.exist)
     if OUT.saved is not None:
