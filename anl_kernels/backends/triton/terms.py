@@ -158,8 +158,8 @@ def quotient(v, slope, others):
     # Equal to the total: also where both are infinite, whose quotient would be NaN.
     share = tl.where(v == total, 1.0, v * inverse)
     rest = tl.where((others == total) & ~empty, 1.0, others * inverse)
-    g = -tl.where(empty, 0.0, share) * inverse
-    return share, slope * rest * inverse, g, tl.where(total < 0, -total, total)
+    size = tl.where(total < 0, -total, total)
+    return share, slope * rest * inverse, -tl.where(empty, 0.0, share) * inverse, size
 
 
 @triton.jit
