@@ -22,7 +22,7 @@ def training_losses() -> dict[str, nn.Module]:
         BASELINE: nn.CrossEntropyLoss(),
         "ANL-CE(5,5)": ak.ActiveNegativeLoss(alpha=5.0, beta=5.0),
         "GCE(0.7)": ak.RobustLoss(ak.GCE(q=0.7)),
-        "NCE+MAE(50,1)": ak.RobustLoss(50.0 * ak.NCE() + 1.0 * ak.MAE()),
+        "balanced ANL(1,1)": ak.ActiveNegativeLoss(alpha=1.0, beta=1.0, class_scale="batch"),
     }
 
 
