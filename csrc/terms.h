@@ -450,6 +450,54 @@ template <class A> struct Amse : DenseFunctor<A> {
   }
 };
 
+// A function of p_y between two values of it, 0 outside.
+template <class A> struct Between {
+  A lowest, highest;
+  explicit Between(const double* s) : lowest(A(s[0])), highest(A(s[1])) {}
+  template <class V> ANL_FN V operator()(V p, V v) const {
+    const V zero = Math<V>::fill(0);
+    return Math<V>::select(p < lowest, zero, Math<V>::select(p > highest, zero, v));
+  }
+};
+
+template <class A> struct ProbBetween : Functor<A> {
+  Between<A> between;
+  explicit ProbBetween(const double* s) : between(s) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return lone(between(y.p, y.rest), between(y.p, -y.p));
+  }
+};
+
+template <class A> struct LogBetween : Functor<A> {
+  Between<A> between;
+  explicit LogBetween(const double* s) : between(s) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return lone(between(y.p, -y.l), between(y.p, Math<V>::fill(-1)));
+  }
+};
+
+// What the sums of these two are is a constant to the gradient: phi has no slope.
+template <class A> struct Eaft : DenseFunctor<A> {
+  A alpha, per_unit;
+  explicit Eaft(const double* s) : alpha(A(s[0])), per_unit(A(1 / s[1])) {}
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {-p * l, Math<V>::fill(0)}; }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V own = Math<V>::select(y.p == A(0), Math<V>::fill(0), -y.p * y.l);
+    const V weight = power((y.others + own) * per_unit, alpha);
+    return lone(-weight * y.l, -weight);
+  }
+};
+
+template <class A> struct Deft : DenseFunctor<A> {
+  static constexpr bool vanishes = true;
+  explicit Deft(const double*) {}
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {p * p, Math<V>::fill(0)}; }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V q = y.others + y.p * y.p, x = q * y.l;
+    return lone(-Math<V>::expm1(x) / q, -Math<V>::exp(x));
+  }
+};
+
 template <class A> struct Zloss : Functor<A> {
   explicit Zloss(const double*) {}
   template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
@@ -481,6 +529,10 @@ template <class A> struct Zloss : Functor<A> {
   X("dft", Dft)                                                                                    \
   X("ngce", Ngce)                                                                                  \
   X("amse", Amse)                                                                                  \
+  X("prob_between", ProbBetween)                                                                   \
+  X("log_between", LogBetween)                                                                     \
+  X("eaft", Eaft)                                                                                  \
+  X("deft", Deft)                                                                                  \
   X("zloss", Zloss)
 
 } // namespace anl

@@ -40,6 +40,13 @@ TERMS = {
     "NGCE": ak.NGCE(),
     "NGCE-clamped": ak.NGCE(q=0.4, min_prob=1e-2),
     "AMSE": ak.AMSE(a=30),
+    "OnlyTopP": ak.OnlyTopP(0.2),
+    "OnlyBottomP": ak.OnlyBottomP(0.3),
+    "OnlyTopLogP": ak.OnlyTopLogP(0.1),
+    "OnlyBottomLogP": ak.OnlyBottomLogP(0.4),
+    "EAFT": ak.EAFT(),
+    "EAFT-0.5": ak.EAFT(alpha=0.5, unit=2.0),
+    "DEFT": ak.DEFT(),
     "ZLoss": ak.ZLoss(),
 }
 
@@ -60,9 +67,12 @@ CASES = {name: as_terms(terms) for name, terms in (TERMS | SUMS).items()}
 KINDS = ("GCE", "CE-smoothed", "NNCE-clamped", "AMSE", "ZLoss", "ANL-CE")
 
 
+DETACHED = (ak.DFT, ak.EAFT, ak.DEFT)
+
+
 def is_detached(terms):
     """Whether some factor is a constant by definition, so that the gradient is not the slope."""
-    return any(isinstance(t, ak.DFT) or getattr(t, "detach_weight", False) for _, t in terms)
+    return any(isinstance(t, DETACHED) or getattr(t, "detach_weight", False) for _, t in terms)
 
 
 def is_shift_invariant(terms):

@@ -133,5 +133,37 @@ def AMSE(term, row):
 
 
 @formula
+def OnlyTopP(term, row):
+    return torch.where(row.p_y >= term.threshold, 1 - row.p_y, 0)
+
+
+@formula
+def OnlyBottomP(term, row):
+    return torch.where(row.p_y <= term.threshold, 1 - row.p_y, 0)
+
+
+@formula
+def OnlyTopLogP(term, row):
+    return torch.where(row.p_y >= term.threshold, -row.l_y, 0)
+
+
+@formula
+def OnlyBottomLogP(term, row):
+    return torch.where(row.p_y <= term.threshold, -row.l_y, 0)
+
+
+@formula
+def EAFT(term, row):
+    entropy = torch.special.entr(row.p).sum(-1)
+    return -((entropy / term.unit) ** term.alpha).detach() * row.l_y
+
+
+@formula
+def DEFT(term, row):
+    q = row.p.square().sum(-1).detach()
+    return (1 - row.p_y**q) / q
+
+
+@formula
 def ZLoss(term, row):
     return row.logits.logsumexp(-1).square()

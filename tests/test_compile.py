@@ -383,6 +383,11 @@ SCHEDULES = {
     "AEL": lambda t: ak.AEL(1 + t),
     "NGCE": lambda t: ak.NGCE(0.1 + t, 0.1 * t),
     "AMSE": lambda t: ak.AMSE(1 + t),
+    "OnlyTopP": lambda t: ak.OnlyTopP(0.1 * t),
+    "OnlyBottomP": lambda t: ak.OnlyBottomP(t),
+    "OnlyTopLogP": lambda t: ak.OnlyTopLogP(0.1 * t),
+    "OnlyBottomLogP": lambda t: ak.OnlyBottomLogP(t),
+    "EAFT": lambda t: ak.EAFT(0.5 + t, 2 + t),
 }
 
 

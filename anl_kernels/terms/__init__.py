@@ -2,6 +2,14 @@
 
 from anl_kernels.terms.base import REGISTRY, Term, Terms, as_terms
 from anl_kernels.terms.focal import FL, NFL, NNFL
+from anl_kernels.terms.gated import (
+    DEFT,
+    EAFT,
+    OnlyBottomLogP,
+    OnlyBottomP,
+    OnlyTopLogP,
+    OnlyTopP,
+)
 from anl_kernels.terms.logarithmic import CE, NCE, NNCE, ZLoss
 from anl_kernels.terms.probability import AEL, AGCE, AMSE, AUL, DFT, GCE, MAE, NGCE, RCE
 
@@ -11,7 +19,9 @@ __all__ = [
     "AMSE",
     "AUL",
     "CE",
+    "DEFT",
     "DFT",
+    "EAFT",
     "FL",
     "GCE",
     "MAE",
@@ -22,6 +32,10 @@ __all__ = [
     "NNFL",
     "RCE",
     "REGISTRY",
+    "OnlyBottomLogP",
+    "OnlyBottomP",
+    "OnlyTopLogP",
+    "OnlyTopP",
     "Term",
     "Terms",
     "ZLoss",

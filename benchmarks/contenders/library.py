@@ -33,8 +33,12 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "AUL": {"a": 6.3, "q": 1.5},
     "AEL": {"a": 5.0},
     "AMSE": {"a": 30.0},
+    "OnlyTopP": {"threshold": 1e-6},
+    "OnlyBottomP": {"threshold": 0.1},
+    "OnlyTopLogP": {"threshold": 1e-6},
+    "OnlyBottomLogP": {"threshold": 0.1},
 }
-"""Of terms that have no defaults: the papers', for CIFAR-10."""
+"""Of terms that have no defaults: the papers', for CIFAR-10; thresholds that some labels pass."""
 _ANL = {p: ak.ActiveNegativeLoss(min_prob=p).terms for p in (MIN_PROB, MIN_PROB_OF_MANY)}
 
 

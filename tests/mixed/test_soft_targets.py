@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import anl_kernels as ak
-from tests.cases import CASES, KINDS, over
+from tests.cases import CASES, KINDS, is_detached, over
 from tests.helpers import error
 from tests.mixed.definitions import by_each_label, gradient
 
@@ -91,10 +91,7 @@ def test_gradcheck(terms, swept, device):
     def loss(z):
         return ak.robust_loss(z, shares, terms, reduction="none")
 
-    detached = any(
-        isinstance(term, ak.DFT) or getattr(term, "detach_weight", False) for _, term in terms
-    )
-    if not detached:
+    if not is_detached(terms):
         assert torch.autograd.gradcheck(loss, logits, fast_mode=True)
         assert torch.autograd.gradgradcheck(loss, logits, fast_mode=True)
 

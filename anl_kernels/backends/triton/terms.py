@@ -128,6 +128,17 @@ def phi_square(l, p, a, b, c):
 
 
 @triton.jit
+def phi_entropy(l, p, a, b, c):
+    """Without a slope, as the next: their sums are constants to the gradient."""
+    return -p * l, tl.zeros_like(l)
+
+
+@triton.jit
+def phi_concentration(l, p, a, b, c):
+    return p * p, tl.zeros_like(l)
+
+
+@triton.jit
 def complement_of(l, p):
     """1 - p; where p is close to 1 that has lost the digits that l still has.
 
@@ -311,6 +322,36 @@ def head_amse(y, a, b, c):
 
 
 @triton.jit
+def between(p, lowest, highest, value):
+    """A value where p is between two, 0 outside."""
+    return tl.where((p < lowest) | (p > highest), 0.0, value)
+
+
+@triton.jit
+def head_prob_between(y, lowest, highest, c):
+    return lone(between(y.p, lowest, highest, y.rest), between(y.p, lowest, highest, -y.p))
+
+
+@triton.jit
+def head_log_between(y, lowest, highest, c):
+    slope = tl.full(y.l.shape, -1.0, y.l.dtype)
+    return lone(between(y.p, lowest, highest, -y.l), between(y.p, lowest, highest, slope))
+
+
+@triton.jit
+def head_eaft(y, alpha, unit, c):
+    entropy = y.others + tl.where(y.p == 0, 0.0, -y.p * y.l)
+    weight = power(entropy / unit, alpha)
+    return lone(-weight * y.l, -weight)
+
+
+@triton.jit
+def head_deft(y, a, b, c):
+    q = y.others + y.p * y.p
+    return lone(-expm1(q * y.l) / q, -tl.exp(q * y.l))
+
+
+@triton.jit
 def head_zloss(y, a, b, c):
     return y.lse * y.lse, tl.zeros_like(y.l), tl.zeros_like(y.l), 2 * y.lse, 1.0
 
@@ -337,5 +378,9 @@ FUNCTORS = {
     "dft": Functor(phi_none, head_dft, NO_SUM),
     "ngce": Functor(phi_generalised, head_ngce, DENSE),
     "amse": Functor(phi_square, head_amse, DENSE, counts=True),
+    "prob_between": Functor(phi_none, head_prob_between, NO_SUM),
+    "log_between": Functor(phi_none, head_log_between, NO_SUM),
+    "eaft": Functor(phi_entropy, head_eaft, DENSE),
+    "deft": Functor(phi_concentration, head_deft, DENSE),
     "zloss": Functor(phi_none, head_zloss, NO_SUM),
 }
