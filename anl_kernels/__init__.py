@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         OnlyBottomP,
         OnlyTopLogP,
         OnlyTopP,
+        RelativeGCE,
         Term,
         Terms,
         ZLoss,
@@ -88,6 +89,7 @@ __all__ = [
     "OnlyBottomP",
     "OnlyTopLogP",
     "OnlyTopP",
+    "RelativeGCE",
     "RobustLoss",
     "SymmetricCrossEntropyLoss",
     "Term",
@@ -129,7 +131,7 @@ _NAMES = {
     "regularisers.l1": "L1Hook add_l1_grad_ l1_penalty",
     "report": "EnvReport env_report",
     "terms": "AEL AGCE AMSE AUL CE DEFT DFT EAFT FL GCE MAE NCE NFL NGCE NNCE NNFL OnlyBottomLogP "
-    "OnlyBottomP OnlyTopLogP OnlyTopP RCE Term Terms ZLoss",
+    "OnlyBottomP OnlyTopLogP OnlyTopP RCE RelativeGCE Term Terms ZLoss",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -450,6 +450,15 @@ template <class A> struct Amse : DenseFunctor<A> {
   }
 };
 
+template <class A> struct RelativeGce : Functor<A> {
+  A q;
+  explicit RelativeGce(const double* s) : q(A(s[0])) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V weight = Math<V>::exp(q * y.log_ratio);
+    return lone(-weight * y.l, -weight);
+  }
+};
+
 // A function of p_y between two values of it, 0 outside.
 template <class A> struct Between {
   A lowest, highest;
@@ -529,6 +538,7 @@ template <class A> struct Zloss : Functor<A> {
   X("dft", Dft)                                                                                    \
   X("ngce", Ngce)                                                                                  \
   X("amse", Amse)                                                                                  \
+  X("relativegce", RelativeGce)                                                                    \
   X("prob_between", ProbBetween)                                                                   \
   X("log_between", LogBetween)                                                                     \
   X("eaft", Eaft)                                                                                  \

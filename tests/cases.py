@@ -40,6 +40,7 @@ TERMS = {
     "NGCE": ak.NGCE(),
     "NGCE-clamped": ak.NGCE(q=0.4, min_prob=1e-2),
     "AMSE": ak.AMSE(a=30),
+    "RelativeGCE": ak.RelativeGCE(),
     "OnlyTopP": ak.OnlyTopP(0.2),
     "OnlyBottomP": ak.OnlyBottomP(0.3),
     "OnlyTopLogP": ak.OnlyTopLogP(0.1),
@@ -67,7 +68,7 @@ CASES = {name: as_terms(terms) for name, terms in (TERMS | SUMS).items()}
 KINDS = ("GCE", "CE-smoothed", "NNCE-clamped", "AMSE", "ZLoss", "ANL-CE")
 
 
-DETACHED = (ak.DFT, ak.EAFT, ak.DEFT)
+DETACHED = (ak.DFT, ak.RelativeGCE, ak.EAFT, ak.DEFT)
 
 
 def is_detached(terms):

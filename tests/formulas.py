@@ -133,6 +133,11 @@ def AMSE(term, row):
 
 
 @formula
+def RelativeGCE(term, row):
+    return -((row.p_y / row.p.amax(-1)) ** term.q).detach() * row.l_y
+
+
+@formula
 def OnlyTopP(term, row):
     return torch.where(row.p_y >= term.threshold, 1 - row.p_y, 0)
 

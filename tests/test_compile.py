@@ -383,6 +383,7 @@ SCHEDULES = {
     "AEL": lambda t: ak.AEL(1 + t),
     "NGCE": lambda t: ak.NGCE(0.1 + t, 0.1 * t),
     "AMSE": lambda t: ak.AMSE(1 + t),
+    "RelativeGCE": lambda t: ak.RelativeGCE(0.1 + t),
     "OnlyTopP": lambda t: ak.OnlyTopP(0.1 * t),
     "OnlyBottomP": lambda t: ak.OnlyBottomP(t),
     "OnlyTopLogP": lambda t: ak.OnlyTopLogP(0.1 * t),

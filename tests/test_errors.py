@@ -209,6 +209,7 @@ TERMS = {
     "NGCE": (lambda: ak.NGCE(-1.0), ["NGCE", "q", "-1.0"]),
     "NGCE-min_prob": (lambda: ak.NGCE(min_prob=1.0), ["NGCE", "min_prob", "1.0"]),
     "AMSE": (lambda: ak.AMSE(-1.0), ["AMSE", "a ", "above 0", "-1.0"]),
+    "RelativeGCE": (lambda: ak.RelativeGCE(0.0), ["RelativeGCE", "q", "above 0", "CE", "0.0"]),
     "OnlyTopP": (lambda: ak.OnlyTopP(1.0), ["OnlyTopP", "threshold", "[0, 1)", "1.0"]),
     "OnlyBottomP": (lambda: ak.OnlyBottomP(0.0), ["OnlyBottomP", "threshold", "(0, 1]", "0.0"]),
     "OnlyTopLogP": (lambda: ak.OnlyTopLogP(-0.1), ["OnlyTopLogP", "threshold", "-0.1"]),

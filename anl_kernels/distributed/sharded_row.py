@@ -32,7 +32,17 @@ class ShardedRow(Row):
     def margin(self) -> Tensor:
         """As :attr:`Row.margin`."""
         others = self.logits.masked_fill(self.not_other, -torch.inf)
-        return self._total(self.logits.masked_fill(~self.is_target, 0)) - self._logsumexp(others)
+        return self._of_target - self._logsumexp(others)
+
+    @lazy
+    def log_ratio(self) -> Tensor:
+        """As :attr:`Row.log_ratio`."""
+        return self._of_target.detach()
+
+    @lazy
+    def _of_target(self) -> Tensor:
+        """The target's logit less the row's largest."""
+        return self._total(self.logits.masked_fill(~self.is_target, 0))
 
     @lazy
     def log_probs(self) -> Tensor:

@@ -1,5 +1,6 @@
 """The losses: what each term is, and how terms add up. One class per loss."""
 
+from anl_kernels.terms.argmax import RelativeGCE
 from anl_kernels.terms.base import REGISTRY, Term, Terms, as_terms
 from anl_kernels.terms.focal import FL, NFL, NNFL
 from anl_kernels.terms.gated import (
@@ -36,6 +37,7 @@ __all__ = [
     "OnlyBottomP",
     "OnlyTopLogP",
     "OnlyTopP",
+    "RelativeGCE",
     "Term",
     "Terms",
     "ZLoss",

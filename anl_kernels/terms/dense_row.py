@@ -45,6 +45,12 @@ class DenseRow(Row):
         return self.log_probs.gather(-1, self.target).squeeze(-1) - self.mass.log()
 
     @lazy
+    def log_ratio(self) -> Tensor:
+        """As :attr:`Row.log_ratio`."""
+        logits = self.logits.detach()
+        return logits.gather(-1, self.target).squeeze(-1) - logits.amax(-1)
+
+    @lazy
     def probs(self) -> Tensor:
         """p_k of every class."""
         return self.log_probs.exp()

@@ -77,6 +77,11 @@ class Row:
         return _sigmoid(-self.margin)
 
     @lazy
+    def log_ratio(self) -> Tensor:
+        """log(p_y / max p), without a gradient: exactly 0 if no other logit is larger."""
+        return self.logits.detach().gather(-1, self.target).squeeze(-1)
+
+    @lazy
     def log_probs(self) -> Tensor:
         """log p_k of the other classes, finite everywhere: what :meth:`total_others` sums."""
         return self.logits.log_softmax(-1).masked_fill(self.not_other, 0)

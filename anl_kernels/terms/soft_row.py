@@ -66,6 +66,11 @@ class SoftRow(Row):
         return _sigmoid(-self.margin)
 
     @lazy
+    def log_ratio(self) -> Tensor:
+        """log(p_k / max p) of every class, without a gradient."""
+        return self.logits.detach()
+
+    @lazy
     def log_probs(self) -> Tensor:
         """log p_k of the classes that are there, else 0."""
         return self.logits.log_softmax(-1).masked_fill(self.absent, 0)

@@ -322,6 +322,12 @@ def head_amse(y, a, b, c):
 
 
 @triton.jit
+def head_relative_gce(y, q, b, c):
+    weight = tl.exp(q * y.log_ratio)
+    return lone(-weight * y.l, -weight)
+
+
+@triton.jit
 def between(p, lowest, highest, value):
     """A value where p is between two, 0 outside."""
     return tl.where((p < lowest) | (p > highest), 0.0, value)
@@ -378,6 +384,7 @@ FUNCTORS = {
     "dft": Functor(phi_none, head_dft, NO_SUM),
     "ngce": Functor(phi_generalised, head_ngce, DENSE),
     "amse": Functor(phi_square, head_amse, DENSE, counts=True),
+    "relativegce": Functor(phi_none, head_relative_gce, NO_SUM),
     "prob_between": Functor(phi_none, head_prob_between, NO_SUM),
     "log_between": Functor(phi_none, head_log_between, NO_SUM),
     "eaft": Functor(phi_entropy, head_eaft, DENSE),
