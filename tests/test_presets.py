@@ -19,6 +19,7 @@ DATASETS = {
     "nce_aul": {"mnist", "cifar10", "cifar100"},
     "nce_ael": {"mnist", "cifar10", "cifar100"},
     "nce_amse": set(NUM_CLASSES) - {"mnist"},
+    "nfl_amse": set(NUM_CLASSES) - {"mnist"},
 }
 
 
@@ -62,6 +63,8 @@ def test_loss_and_gradient_are_finite(preset, device):
         ("nce_aul", "cifar10", 1.0 * ak.NCE() + 4.0 * ak.AUL(6.3, 1.5)),
         ("nce_ael", "cifar10", 1.0 * ak.NCE() + 4.0 * ak.AEL(5)),
         ("nce_amse", "clothing1m", 5.0 * ak.NCE() + 0.1 * ak.AMSE(5)),
+        ("nfl_amse", "cifar100", 5.0 * ak.NFL(0.5) + 1.0 * ak.AMSE(20)),
+        ("nfl_amse", "webvision", 50.0 * ak.NFL(0.5) + 1.0 * ak.AMSE(30)),
         # alpha is 0: the other term alone
         ("nce_agce", "mnist", 1.0 * ak.AGCE(4, 0.2)),
         ("nce_aul", "mnist", 1.0 * ak.AUL(3, 0.1)),
@@ -72,11 +75,19 @@ def test_published_values(name, dataset, terms):
     assert presets.get(name, dataset).terms == terms
 
 
-def test_l1_factors_of_anl():
-    factors = {"mnist": 1e-6, "cifar10": 5e-5, "cifar100": 5e-7, "webvision": 5e-6}
+def test_l1_factors():
+    anl = {"mnist": 1e-6, "cifar10": 5e-5, "cifar100": 5e-7, "webvision": 5e-6}
+    jal = {"cifar10": 5e-5, "cifar100": 5e-6, "webvision": 0, "clothing1m": 0}
     for preset in presets.list():
-        is_anl = preset.name.startswith("anl")
-        assert preset.l1 == (factors.get(preset.dataset) if is_anl else 0)
+        kind = preset.name.partition("_")
+        factors = anl if kind[0] == "anl" else jal if kind[2] == "amse" else {preset.dataset: 0}
+        assert preset.l1 == factors.get(preset.dataset)
+        assert ("weight decay 0;" in preset.note) == bool(preset.l1)
+
+
+def test_of_clothing1m_the_source_says_what_follow_up_papers_do_not():
+    assert "follow-up papers" in presets.get("anl_ce", "clothing1m").note
+    assert presets.get("nfl_amse", "clothing1m").note == "weight decay 0.001"
 
 
 def test_factors_of_the_entropy_regulariser():
