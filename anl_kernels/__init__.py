@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         NNCE,
         NNFL,
         RCE,
+        EpsilonCE,
+        EpsilonFL,
         OnlyBottomLogP,
         OnlyBottomP,
         OnlyTopLogP,
@@ -82,6 +84,8 @@ __all__ = [
     "ClassShards",
     "EntropyRegularisedLoss",
     "EnvReport",
+    "EpsilonCE",
+    "EpsilonFL",
     "L1Hook",
     "LinearRobustLoss",
     "LogProbLoss",
@@ -130,8 +134,8 @@ _NAMES = {
     "regularisers.entropy": "EntropyRegularisedLoss entropy_regulariser",
     "regularisers.l1": "L1Hook add_l1_grad_ l1_penalty",
     "report": "EnvReport env_report",
-    "terms": "AEL AGCE AMSE AUL CE DEFT DFT EAFT FL GCE MAE NCE NFL NGCE NNCE NNFL OnlyBottomLogP "
-    "OnlyBottomP OnlyTopLogP OnlyTopP RCE RelativeGCE Term Terms ZLoss",
+    "terms": "AEL AGCE AMSE AUL CE DEFT DFT EAFT EpsilonCE EpsilonFL FL GCE MAE NCE NFL NGCE NNCE "
+    "NNFL OnlyBottomLogP OnlyBottomP OnlyTopLogP OnlyTopP RCE RelativeGCE Term Terms ZLoss",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -459,6 +459,44 @@ template <class A> struct RelativeGce : Functor<A> {
   }
 };
 
+// log p' at the target, p' = (p + m [k is an argmax]) / (1 + m), and its slope in log p.
+template <class A> struct EpsilonSoftmax {
+  A m, total, log_total, floor;
+  EpsilonSoftmax(double m, double floor)
+      : m(A(m)), total(A(1 + m)), log_total(A(log1p(m))), floor(A(floor)) {}
+  template <class V> ANL_FN Phi<V> operator()(const Target<V>& y) const {
+    using M = Math<V>;
+    const V one = M::fill(1), prob = (y.p + m) / total;
+    const auto is_top = y.log_ratio == A(0);
+    // Of the two the one that keeps its digits.
+    const V of_top = M::select(prob < A(0.5), M::log(prob), M::log1p(-y.rest / total));
+    const V l = M::select(is_top, of_top, y.l - log_total);
+    const V slope = M::select(is_top, y.p / (y.p + m), one);
+    const auto below = l < floor;
+    return {M::select(below, M::fill(floor), l), M::select(below, M::fill(0), slope)};
+  }
+};
+
+template <class A> struct EpsilonCe : Functor<A> {
+  EpsilonSoftmax<A> log_prob;
+  explicit EpsilonCe(const double* s) : log_prob(s[0], s[1]) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const Phi<V> l = log_prob(y);
+    return lone(-l.value, -l.slope);
+  }
+};
+
+template <class A> struct EpsilonFl : Functor<A> {
+  EpsilonSoftmax<A> log_prob;
+  ComplementPower<A> weigh;
+  explicit EpsilonFl(const double* s) : log_prob(s[0], s[2]), weigh(s[1]) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const Phi<V> l = log_prob(y);
+    const V weight = weigh.of_complement(-Math<V>::expm1(l.value));
+    return lone(-weight * l.value, -weight * l.slope);
+  }
+};
+
 // A function of p_y between two values of it, 0 outside.
 template <class A> struct Between {
   A lowest, highest;
@@ -539,6 +577,8 @@ template <class A> struct Zloss : Functor<A> {
   X("ngce", Ngce)                                                                                  \
   X("amse", Amse)                                                                                  \
   X("relativegce", RelativeGce)                                                                    \
+  X("epsilonce", EpsilonCe)                                                                        \
+  X("epsilonfl", EpsilonFl)                                                                        \
   X("prob_between", ProbBetween)                                                                   \
   X("log_between", LogBetween)                                                                     \
   X("eaft", Eaft)                                                                                  \

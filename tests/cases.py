@@ -41,6 +41,10 @@ TERMS = {
     "NGCE-clamped": ak.NGCE(q=0.4, min_prob=1e-2),
     "AMSE": ak.AMSE(a=30),
     "RelativeGCE": ak.RelativeGCE(),
+    "EpsilonCE": ak.EpsilonCE(m=0.5),
+    "EpsilonCE-clamped": ak.EpsilonCE(m=1e3, min_prob=1e-5),
+    "EpsilonFL": ak.EpsilonFL(m=20),
+    "EpsilonFL-clamped": ak.EpsilonFL(m=1e3, gamma=0.5, min_prob=1e-5),
     "OnlyTopP": ak.OnlyTopP(0.2),
     "OnlyBottomP": ak.OnlyBottomP(0.3),
     "OnlyTopLogP": ak.OnlyTopLogP(0.1),
@@ -68,7 +72,7 @@ CASES = {name: as_terms(terms) for name, terms in (TERMS | SUMS).items()}
 KINDS = ("GCE", "CE-smoothed", "NNCE-clamped", "AMSE", "ZLoss", "ANL-CE")
 
 
-DETACHED = (ak.DFT, ak.RelativeGCE, ak.EAFT, ak.DEFT)
+DETACHED = (ak.DFT, ak.RelativeGCE, ak.EpsilonFL, ak.EAFT, ak.DEFT)
 
 
 def is_detached(terms):

@@ -137,6 +137,22 @@ def RelativeGCE(term, row):
     return -((row.p_y / row.p.amax(-1)) ** term.q).detach() * row.l_y
 
 
+def _epsilon_log_prob(term, row):
+    top = F.one_hot(row.p.argmax(-1), row.num_classes)
+    return ((row.p + term.m * top) / (1 + term.m)).clamp(min=term.min_prob).log()
+
+
+@formula
+def EpsilonCE(term, row):
+    return -row.at_y(_epsilon_log_prob(term, row))
+
+
+@formula
+def EpsilonFL(term, row):
+    l = row.at_y(_epsilon_log_prob(term, row))
+    return -((1 - l.exp()) ** term.gamma).detach() * l
+
+
 @formula
 def OnlyTopP(term, row):
     return torch.where(row.p_y >= term.threshold, 1 - row.p_y, 0)

@@ -384,6 +384,8 @@ SCHEDULES = {
     "NGCE": lambda t: ak.NGCE(0.1 + t, 0.1 * t),
     "AMSE": lambda t: ak.AMSE(1 + t),
     "RelativeGCE": lambda t: ak.RelativeGCE(0.1 + t),
+    "EpsilonCE": lambda t: ak.EpsilonCE(10 * t, 1e-3 * t),
+    "EpsilonFL": lambda t: ak.EpsilonFL(10 * t, t, 1e-3 * t),
     "OnlyTopP": lambda t: ak.OnlyTopP(0.1 * t),
     "OnlyBottomP": lambda t: ak.OnlyBottomP(t),
     "OnlyTopLogP": lambda t: ak.OnlyTopLogP(0.1 * t),

@@ -1,6 +1,6 @@
 """The losses: what each term is, and how terms add up. One class per loss."""
 
-from anl_kernels.terms.argmax import RelativeGCE
+from anl_kernels.terms.argmax import EpsilonCE, EpsilonFL, RelativeGCE
 from anl_kernels.terms.base import REGISTRY, Term, Terms, as_terms
 from anl_kernels.terms.focal import FL, NFL, NNFL
 from anl_kernels.terms.gated import (
@@ -33,6 +33,8 @@ __all__ = [
     "NNFL",
     "RCE",
     "REGISTRY",
+    "EpsilonCE",
+    "EpsilonFL",
     "OnlyBottomLogP",
     "OnlyBottomP",
     "OnlyTopLogP",

@@ -33,6 +33,8 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "AUL": {"a": 6.3, "q": 1.5},
     "AEL": {"a": 5.0},
     "AMSE": {"a": 30.0},
+    "EpsilonCE": {"m": 1e5},
+    "EpsilonFL": {"m": 1e5},
     "OnlyTopP": {"threshold": 1e-6},
     "OnlyBottomP": {"threshold": 0.1},
     "OnlyTopLogP": {"threshold": 1e-6},

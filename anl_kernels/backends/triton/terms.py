@@ -328,6 +328,33 @@ def head_relative_gce(y, q, b, c):
 
 
 @triton.jit
+def epsilon_softmax(y, m, floor):
+    """log p' at the target, p' = (p + m [k is an argmax]) / (1 + m), and its slope in log p."""
+    total = 1 + m
+    prob = (y.p + m) / total
+    is_top = y.log_ratio == 0
+    # Of the two the one that keeps its digits.
+    of_top = tl.where(prob < 0.5, tl.log(prob), log1p(-y.rest / total))
+    l = tl.where(is_top, of_top, y.l - log1p(m))
+    below = l < floor
+    slope = tl.where(is_top, y.p / (y.p + m), 1.0)
+    return tl.where(below, floor, l), tl.where(below, 0.0, slope)
+
+
+@triton.jit
+def head_epsilon_ce(y, m, floor, c):
+    l, slope = epsilon_softmax(y, m, floor)
+    return lone(-l, -slope)
+
+
+@triton.jit
+def head_epsilon_fl(y, m, gamma, floor):
+    l, slope = epsilon_softmax(y, m, floor)
+    weight = power(-expm1(l), gamma)
+    return lone(-weight * l, -weight * slope)
+
+
+@triton.jit
 def between(p, lowest, highest, value):
     """A value where p is between two, 0 outside."""
     return tl.where((p < lowest) | (p > highest), 0.0, value)
@@ -385,6 +412,8 @@ FUNCTORS = {
     "ngce": Functor(phi_generalised, head_ngce, DENSE),
     "amse": Functor(phi_square, head_amse, DENSE, counts=True),
     "relativegce": Functor(phi_none, head_relative_gce, NO_SUM),
+    "epsilonce": Functor(phi_none, head_epsilon_ce, NO_SUM),
+    "epsilonfl": Functor(phi_none, head_epsilon_fl, NO_SUM),
     "prob_between": Functor(phi_none, head_prob_between, NO_SUM),
     "log_between": Functor(phi_none, head_log_between, NO_SUM),
     "eaft": Functor(phi_entropy, head_eaft, DENSE),
