@@ -38,6 +38,9 @@ LOSSES = {
     "anl_fl_5_5": 5 * ak.NFL(0.5) + 5 * ak.NNFL(0.5),
     "ngce_q0.7": NGCE,
     "amse_a30": ak.AMSE(30),
+    "ece_m1e2": ak.EpsilonCE(1e2, min_prob=1e-8),
+    "ece_mae_0.02_5_m1e3": 0.02 * ak.EpsilonCE(1e3, min_prob=1e-8) + 10 * ak.MAE(),
+    "efl_mae_0.01_5_m1e5": 0.01 * ak.EpsilonFL(1e5, 0.1, min_prob=1e-8) + 10 * ak.MAE(),
 }
 
 # ANL-CE-ER adds a regulariser of the whole batch, not a term of a row: tests/regularisers.
