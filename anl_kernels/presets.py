@@ -42,6 +42,8 @@ from anl_kernels.terms import (
     NNCE,
     NNFL,
     RCE,
+    EpsilonCE,
+    EpsilonFL,
     Term,
     Terms,
     as_terms,
@@ -58,7 +60,8 @@ class Preset:
     name: str
     """The function of this module that makes the loss."""
     dataset: str
-    """"mnist", "cifar10", "cifar100", "webvision" (its first 50 classes) or "clothing1m"."""
+    """"mnist", "cifar10", "cifar100", "webvision" (its first 50 classes) or "clothing1m"; where the
+    setting depends on the noise too, with its kind and rate: "cifar100-symmetric-0.4"."""
     num_classes: int
     """Of the data set."""
     terms: Terms
@@ -100,6 +103,11 @@ _GCE = (
 )
 _JAL = "Joint Asymmetric Loss for Learning with Noisy Labels, ICCV 2025"
 
+_EPSILON = (
+    "Wang et al., Epsilon-Softmax: Approximating One-Hot Vectors for Mitigating Label Noise, "
+    "NeurIPS 2024"
+)
+
 _NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "webvision": 50, "clothing1m": 14}
 _FAR = 4  # times as many classes, or as few
 _WEIGHT_DECAY = {
@@ -107,6 +115,29 @@ _WEIGHT_DECAY = {
 }  # fmt: skip
 _FOLLOW_UP = "weights as in follow-up papers"
 _JAL_L1 = {"cifar10": 5e-5, "cifar100": 5e-6, "webvision": 0.0, "clothing1m": 0.0}
+_MIN_PROB_OF_EPSILON = 1e-8
+"""No detail at these m: labels with p_y below (1 + m) times it have no gradient."""
+_EPSILON_SETTINGS = {
+    "cifar10-symmetric": (0.01, 5, 1e5),
+    "cifar10-asymmetric": (0.02, 5, 1e3),
+    "cifar10-instance": (0.045, 10, 1e5),
+    "cifar100-symmetric-0.0": (0.1, 1, 1e4),
+    "cifar100-symmetric-0.2": (0.05, 1, 1e4),
+    "cifar100-symmetric-0.4": (0.03, 1, 1e4),
+    "cifar100-symmetric-0.6": (0.00125, 1, 1e4),
+    "cifar100-symmetric-0.8": (0.0075, 1, 1e4),
+    "cifar100-asymmetric-0.1": (0.015, 1, 1e2),
+    "cifar100-asymmetric-0.2": (0.007, 1, 1e2),
+    "cifar100-asymmetric-0.3": (0.005, 1, 1e2),
+    "cifar100-asymmetric-0.4": (0.004, 1, 1e2),
+    "webvision": (0.015, 0.3, 1e3),
+    "clothing1m": (0.012, 0.1, 1e3),
+}
+_EPSILON_NOTES = {
+    dataset: "also for instance-dependent noise"
+    for dataset in _EPSILON_SETTINGS
+    if dataset.startswith("cifar100-symmetric")
+}
 
 _TABLE = {
     "anl_ce": _Recipe(
@@ -227,6 +258,21 @@ _TABLE = {
         },
         l1=_JAL_L1,
     ),
+    # The MAE of their code is 2 - 2 p_y.
+    "eps_ce_mae": _Recipe(
+        lambda alpha, beta, m: _sum(alpha, EpsilonCE(m, _MIN_PROB_OF_EPSILON), 2 * beta, MAE()),
+        _EPSILON,
+        _EPSILON_SETTINGS,
+        notes=_EPSILON_NOTES,
+    ),
+    "eps_fl_mae": _Recipe(
+        lambda alpha, beta, m: _sum(
+            alpha, EpsilonFL(m, 0.1, _MIN_PROB_OF_EPSILON), 2 * beta, MAE()
+        ),
+        _EPSILON,
+        _EPSILON_SETTINGS,
+        notes=_EPSILON_NOTES,
+    ),
 }
 
 
@@ -251,9 +297,14 @@ def get(name: str, dataset: str) -> Preset:
     l1 = recipe.l1.get(dataset) if recipe.l1 else 0.0
     entropy_weight = recipe.entropy_weights.get(dataset, 0.0)
     return Preset(
-        name, dataset, _NUM_CLASSES[dataset], terms, l1, entropy_weight, recipe.source,
+        name, dataset, _NUM_CLASSES[_images(dataset)], terms, l1, entropy_weight, recipe.source,
         _note(recipe, dataset),
     )  # fmt: skip
+
+
+def _images(dataset: str) -> str:
+    """A data set without its noise."""
+    return dataset.partition("-")[0]
 
 
 def list() -> tuple[Preset, ...]:
@@ -357,6 +408,28 @@ def nfl_amse(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
     return _loss("nfl_amse", dataset, options)
 
 
+def eps_ce_mae(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """CE of epsilon-softmax and MAE, ``alpha EpsilonCE(m) + 2 beta MAE`` (Wang et al., 2024).
+
+    The factor 2 is that of their code's MAE. p' is clamped at 1e-8 as theirs is.
+
+    Args:
+        dataset: cifar10-symmetric, cifar10-asymmetric or cifar10-instance; cifar100-symmetric-RATE
+            with a rate of 0.0, 0.2, 0.4, 0.6 or 0.8, or cifar100-asymmetric-RATE with one of 0.1,
+            0.2, 0.3 or 0.4; webvision or clothing1m.
+        **options: as for :class:`anl_kernels.RobustLoss`.
+
+    Raises:
+        ValueError: there is no setting for the data set and its noise.
+    """
+    return _loss("eps_ce_mae", dataset, options)
+
+
+def eps_fl_mae(dataset: str, **options: Unpack[LossOptions]) -> RobustLoss:
+    """``alpha EpsilonFL(m, gamma=0.1) + 2 beta MAE``, otherwise as :func:`eps_ce_mae`."""
+    return _loss("eps_fl_mae", dataset, options)
+
+
 jal_ce = nce_amse
 jal_fl = nfl_amse
 
@@ -421,10 +494,10 @@ def _warn_of_classes(preset: Preset, num_classes: int) -> None:
 
 def _note(recipe: _Recipe, dataset: str) -> str:
     notes = [recipe.notes[dataset]] if dataset in recipe.notes else []
-    if dataset == "clothing1m" and recipe.source != _JAL:
+    if dataset == "clothing1m" and recipe.source not in (_JAL, _EPSILON):
         notes.append(_FOLLOW_UP)
     elif recipe.l1 and recipe.l1[dataset]:
         notes.append("weight decay 0; gradient norm, L1 term included, clipped at 5.0")
     else:
-        notes.append(f"weight decay {_WEIGHT_DECAY[dataset]:g}")
+        notes.append(f"weight decay {_WEIGHT_DECAY[_images(dataset)]:g}")
     return "; ".join(notes)

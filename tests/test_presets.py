@@ -5,6 +5,11 @@ import anl_kernels as ak
 from anl_kernels import presets
 
 NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "webvision": 50, "clothing1m": 14}
+BY_NOISE = {
+    *(f"cifar10-{kind}" for kind in ("symmetric", "asymmetric", "instance")),
+    *(f"cifar100-symmetric-{rate}" for rate in (0.0, 0.2, 0.4, 0.6, 0.8)),
+    *(f"cifar100-asymmetric-{rate}" for rate in (0.1, 0.2, 0.3, 0.4)),
+}
 DATASETS = {
     "anl_ce": set(NUM_CLASSES),
     "anl_ce_er": {"cifar10", "cifar100"},
@@ -20,6 +25,8 @@ DATASETS = {
     "nce_ael": {"mnist", "cifar10", "cifar100"},
     "nce_amse": set(NUM_CLASSES) - {"mnist"},
     "nfl_amse": set(NUM_CLASSES) - {"mnist"},
+    "eps_ce_mae": BY_NOISE | {"webvision", "clothing1m"},
+    "eps_fl_mae": BY_NOISE | {"webvision", "clothing1m"},
 }
 
 
@@ -34,7 +41,7 @@ def test_loss_and_gradient_are_finite(preset, device):
     criterion = getattr(presets, preset.name)(preset.dataset)
     assert getattr(criterion, "criterion", criterion).terms == preset.terms
     assert getattr(criterion, "weight", None) == (preset.entropy_weight or None)
-    num_classes = NUM_CLASSES[preset.dataset]
+    num_classes = NUM_CLASSES[preset.dataset.partition("-")[0]]
     logits = (3 * torch.randn(16, num_classes, device=device)).requires_grad_()
     loss = criterion(logits, torch.randint(num_classes, (16,), device=device))
     loss.backward()
@@ -65,6 +72,17 @@ def test_loss_and_gradient_are_finite(preset, device):
         ("nce_amse", "clothing1m", 5.0 * ak.NCE() + 0.1 * ak.AMSE(5)),
         ("nfl_amse", "cifar100", 5.0 * ak.NFL(0.5) + 1.0 * ak.AMSE(20)),
         ("nfl_amse", "webvision", 50.0 * ak.NFL(0.5) + 1.0 * ak.AMSE(30)),
+        (
+            "eps_ce_mae",
+            "cifar10-symmetric",
+            0.01 * ak.EpsilonCE(1e5, min_prob=1e-8) + 10.0 * ak.MAE(),
+        ),
+        (
+            "eps_fl_mae",
+            "cifar100-asymmetric-0.3",
+            0.005 * ak.EpsilonFL(1e2, gamma=0.1, min_prob=1e-8) + 2.0 * ak.MAE(),
+        ),
+        ("eps_ce_mae", "webvision", 0.015 * ak.EpsilonCE(1e3, 1e-8) + 0.6 * ak.MAE()),
         # alpha is 0: the other term alone
         ("nce_agce", "mnist", 1.0 * ak.AGCE(4, 0.2)),
         ("nce_aul", "mnist", 1.0 * ak.AUL(3, 0.1)),
