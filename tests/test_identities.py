@@ -165,3 +165,98 @@ def test_a_nan_is_not_hidden(terms, column, backend, device):
     assert loss.isnan().tolist() == [False, True, False]
     assert grad[1].isnan().any()
     assert grad[[0, 2]].isfinite().all()
+
+
+def scaled_cross_entropy(logits, target, weight):
+    """Row losses and their gradient of cross entropy times a constant of each row."""
+    losses, grad = loss_and_grad(logits, target, ak.CE(), reduction="none")
+    return weight * losses, weight.unsqueeze(1) * grad
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+@pytest.mark.parametrize("term", [ak.RelativeGCE(), ak.RelativeGCE(3.0), "EAFT"], ids=str)
+def test_gated_cross_entropy_starts_as_cross_entropy(term, num_classes, backend, device):
+    term = ak.EAFT(unit=math.log(num_classes)) if term == "EAFT" else term
+    logits = torch.full((2, num_classes), 3.25, device=device, dtype=torch.float64)
+    target = torch.tensor([0, num_classes - 1], device=device)
+    ours = loss_and_grad(logits, target, term, reduction="none")
+    wanted = loss_and_grad(logits, target, ak.CE(), reduction="none")
+    for actual, expected in zip(ours, wanted, strict=True):
+        close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_relative_gce_is_cross_entropy_where_the_label_is_an_argmax(dtype, backend, device):
+    logits, _ = random_rows(4, 9, dtype, device)
+    target = logits.argmax(1)
+    logits[1, (target[1] + 1) % 9] = logits[1, target[1]]  # ties are argmaxes
+    ours = loss_and_grad(logits, target, ak.RelativeGCE(), reduction="none")
+    wanted = loss_and_grad(logits, target, ak.CE(), reduction="none")
+    assert all(torch.equal(actual, expected) for actual, expected in zip(ours, wanted, strict=True))
+
+
+def test_relative_gce_fades_as_another_class_is_preferred(backend, device):
+    logits, target = random_rows(5, 9, torch.float64, device)
+    l = logits.log_softmax(1)
+    weight = torch.exp(0.5 * (l.gather(1, target[:, None]).squeeze(1) - l.amax(1)))
+    ours = loss_and_grad(logits, target, ak.RelativeGCE(0.5), reduction="none")
+    for actual, expected in zip(ours, scaled_cross_entropy(logits, target, weight), strict=True):
+        close(actual, expected)
+
+
+@pytest.mark.parametrize("m", [0.0, 0.3, 1e5])
+@pytest.mark.parametrize("term", [ak.EpsilonCE, ak.EpsilonFL])
+def test_epsilon_softmax_takes_every_tie_for_an_argmax(term, m, backend, device):
+    logits = torch.tensor([[2.0, 1, 2]], device=device, dtype=torch.float64).expand(3, 3)
+    p = (logits.softmax(1)[0] + m * (logits[0] - 1)) / (1 + m)
+    wanted = -p.log() * ((1 - p) ** 0.1 if term is ak.EpsilonFL else 1)
+    target = torch.tensor([0, 1, 2], device=device)
+    close(ak.robust_loss(logits, target, term(m), reduction="none"), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_epsilon_softmax_of_nothing_is_softmax(dtype, backend, device):
+    logits, target = random_rows(6, 300, dtype, device)
+    target[:3] = logits[:3].argmax(1)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    for ours, wanted in ((ak.EpsilonCE(0.0), ak.CE()), (ak.EpsilonFL(0.0, 2.0), ak.FL(2.0))):
+        pairs = zip(
+            loss_and_grad(logits, target, ours, reduction="none"),
+            loss_and_grad(logits, target, wanted, reduction="none"),
+            strict=True,
+        )
+        for actual, expected in pairs:
+            close(actual, expected, max(tolerance, torch.finfo(expected.dtype).eps))
+
+
+@pytest.mark.parametrize("term", [ak.EpsilonCE(1e3, 1e-6), ak.EpsilonFL(1e3, 0.5, 1e-6)], ids=str)
+def test_the_clamp_of_epsilon_softmax_ends_gradients(term, backend, device):
+    logits = torch.tensor([[0.0, 8, 1], [8, 0, 1]], device=device)
+    loss, grad = loss_and_grad(logits, torch.tensor([0, 0], device=device), term, reduction="none")
+    assert loss[0].item() == pytest.approx(-math.log(1e-6), rel=1e-5)
+    assert not grad[0].any()
+    assert grad[1].any()
+
+
+def test_deft_is_gce_with_the_concentration_for_its_power(backend, device):
+    logits, target = random_rows(5, 9, torch.float64, device)
+    ours = loss_and_grad(logits, target, ak.DEFT(), reduction="none")
+    for row in range(5):
+        q = logits[row].softmax(0).square().sum().item()
+        wanted = loss_and_grad(logits[row : row + 1], target[row : row + 1], ak.GCE(q))
+        close(ours[0][row], wanted[0])
+        close(ours[1][row], wanted[1][0])
+
+
+def test_thresholds_count_themselves(backend, device):
+    logits = torch.zeros(1, 2, dtype=torch.float64, device=device)
+    target = torch.zeros(1, dtype=torch.int64, device=device)
+    for term, value in [
+        (ak.OnlyTopP(0.5), 0.5),
+        (ak.OnlyBottomP(0.5), 0.5),
+        (ak.OnlyTopLogP(0.5), math.log(2)),
+        (ak.OnlyBottomLogP(0.5), math.log(2)),
+        (ak.OnlyTopP(0.51), 0),
+        (ak.OnlyBottomLogP(0.49), 0),
+    ]:
+        assert ak.robust_loss(logits, target, term).item() == pytest.approx(value)
