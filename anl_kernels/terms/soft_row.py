@@ -29,9 +29,9 @@ class SoftRow(Row):
     def target(self) -> Tensor:  # type: ignore[override]
         """There is none."""
         raise TypeError(
-            "soft targets need terms whose formula says of a row's label only l_y, p_y, rest and "
-            "margin, and sums over classes with total_others: this term reads row.target; write it "
-            "without, or pass class indices"
+            "soft targets need terms whose formula says of a row's label only l_y, p_y, rest, "
+            "margin and log_ratio, and sums over classes with total_others: this term reads "
+            "row.target; write it without, or pass class indices"
         )
 
     not_other = target
