@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from typing_extensions import Unpack
 
 from anl_kernels import checks
@@ -42,6 +43,7 @@ from anl_kernels.options import (
 from anl_kernels.rows.autograd import SoftmaxFunction, apply
 from anl_kernels.rows.balance import balanced_loss, row_loss_of_batch
 from anl_kernels.rows.loss import Aux, over_ranks, row_loss
+from anl_kernels.rows.plain import plain_loss
 from anl_kernels.rows.prepare import local_logits, prepare
 from anl_kernels.terms import NCE, NNCE, Term, Terms
 
@@ -129,6 +131,14 @@ def robust_loss(
             logits of a compiled function or of a DTensor, or inside a saved-tensor hook, such as
             ``checkpoint(use_reentrant=False)``.
     """
+    if (
+        weight is sample_weight is process_group is num_classes is target_b is lam is None
+        and inplace is return_aux is False
+        and not is_compiling()
+    ):
+        loss = plain_loss(logits, target, terms, ignore_index, reduction, class_scale)
+        if loss is not None:
+            return loss
     checks.check_floating_logits(logits)
     ignore_index = check_ignore_index(ignore_index)
     if inplace is not False:

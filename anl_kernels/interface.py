@@ -128,6 +128,10 @@ class RowRequest(NamedTuple):
         """The same for other outputs."""
         return self._replace(outputs=outputs_of(*outputs), **changes)
 
+    def without_grad(self) -> RowRequest:
+        """The same less the gradient, which was kept for backward."""
+        return self._replace(outputs=self.outputs & ~BITS["grad"])
+
     @property
     def names(self) -> tuple[str, ...]:
         """The outputs that an operator returns, in order."""

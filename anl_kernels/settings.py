@@ -30,6 +30,10 @@ _labels_by_default = _set_in_environment(LABELS_VARIABLE)
 _labels = ContextVar("anl_kernels.check_labels", default=_labels_by_default)
 
 
+asked_backend = _backend.get
+"""The backend asked for, as eager code may ask: ``settings.backend`` in an eighth of its time."""
+
+
 class _Settings(ModuleType):
     @property
     def backend(self) -> str:

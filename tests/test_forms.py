@@ -158,6 +158,7 @@ def test_ignored_rows_are_not_read(form, device, poisoned):
 @pytest.mark.parametrize("label", [-1, 37, 10**6, -(2**31), 2**32 + 3])
 def test_label_out_of_range_is_nan_in_its_row_only(label, form, device, monkeypatch):
     monkeypatch.setattr("anl_kernels.rows.labels.recorded_for_others", lambda: True)
+    monkeypatch.setattr("anl_kernels.functional.plain_loss", lambda *_: None)
     logits, target = random_rows(3, 37, torch.float32, device)
     target[1] = label
     for reduction in ("sum", "none"):

@@ -1,14 +1,14 @@
 """The autograd Functions of rows: they save, call an operator, and forward. No formulas.
 
-First gradients are kernels'; gradients of gradients differentiate the reference. The Functions are
-Python's, on operators in C++. In C++ a Function took 27 us where this one takes 34 (1 x 10 logits,
-forward and backward, without checks, torch 2.13), but ``torch.func`` refuses those, the kernels of
-Triton have no C++, and second derivatives are Python's: it would be a second one beside this.
+First gradients are kernels'; gradients of gradients differentiate the reference. Plain eager calls
+of compiled backends have a Function in C++ (csrc/autograd.h), which serves the first backward and
+leaves any other to :func:`further_gradient`. ``torch.func`` and the compiler refuse such Functions,
+Triton's kernels have no C++, and what has a gradient beside the logits is rare: those are Python's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,32 +79,65 @@ class RowLossFunction(torch.autograd.Function):
         where, request = ctx.where, ctx.request
         if grad_loss is None:
             return (None,) * 6
-        differentiable = torch.is_grad_enabled()
         only_logits = not any(ctx.needs_input_grad[1:])
-        if ctx.grad is not None and only_logits and not differentiable and not forward_mode():
+        usual = not torch.is_grad_enabled() and not forward_mode()
+        if ctx.grad is not None and only_logits and usual:
             # Held here any longer, the gradient would be cloned by whoever accumulates it.
             grad, ctx.grad = ctx.grad, None
             where.call("scale_", grad, grad_loss)
             return grad, None, None, None, None, None
-        if request.overwrites:
-            raise RuntimeError(
-                "inplace=True left the gradient where the logits were: it can be handed out once, "
-                "and not differentiated; pass inplace=False for retain_graph or create_graph"
-            )
-        if forward_mode():
-            logits, target, row_scale, weights = ctx.saved_tensors
-            factors = [tensor for tensor in (row_scale, weights) if tensor is not None]
-            by_logits, by_scale, *by_weights = _formula_gradients(
-                grad_loss, target, logits, *factors, request=request, where=where
-            )
-            return by_logits, None, by_scale, by_weights[0] if by_weights else None, None, None
-        # Here too on a second backward through the one-pass mode.
-        saved = (grad_loss, *ctx.saved_tensors, *ctx.numbers)
-        compute: Any = RowGradientFunction.forward
-        if differentiable:  # the logits are to be read once more
-            compute, request = RowGradientFunction.apply, request._replace(inplace=False)
-        grads = compute(*saved, ctx.needs_input_grad[:4], where, request)
-        return grads[0], None, *grads[1:], None, None
+        _check_not_overwritten(request)
+        saved = *ctx.saved_tensors, *ctx.numbers
+        by_logits, *by_factors = _gradients(
+            grad_loss, saved, ctx.needs_input_grad[:4], where, request
+        )
+        return by_logits, None, *by_factors, None, None
+
+
+def further_gradient(
+    backend: str,
+    request: tuple[Any, ...],
+    grad_loss: Tensor,
+    inputs: Sequence[Tensor | None],
+    saved: Tensor | None,
+) -> Tensor | None:
+    """The logits' gradient in a backward pass that csrc/autograd.h does not serve."""
+    asked = RowRequest(*request)
+    _check_not_overwritten(asked)
+    kept = *inputs, saved, None, None
+    return _gradients(grad_loss, kept, (True, False, False, False), Where(backend), asked)[0]
+
+
+def _check_not_overwritten(request: RowRequest) -> None:
+    if request.overwrites:
+        raise RuntimeError(
+            "inplace=True left the gradient where the logits were: it can be handed out once, "
+            "and not differentiated; pass inplace=False for retain_graph or create_graph"
+        )
+
+
+def _gradients(
+    grad_loss: Tensor,
+    saved: tuple[Any, ...],
+    needed: tuple[bool, ...],
+    where: Where,
+    request: RowRequest,
+) -> tuple[Tensor | None, ...]:
+    """The gradients by logits, row_scale and term_weights of what was saved.
+
+    Here too on a second backward through the one-pass mode.
+    """
+    if forward_mode():
+        logits, target, row_scale, weights, *_ = saved
+        inputs = [tensor for tensor in (logits, row_scale, weights) if tensor is not None]
+        by_logits, by_scale, *by_weights = _formula_gradients(
+            grad_loss, target, *inputs, request=request, where=where
+        )
+        return by_logits, by_scale, by_weights[0] if by_weights else None
+    compute: Any = RowGradientFunction.forward
+    if torch.is_grad_enabled():  # differentiable: the logits are to be read once more
+        compute, request = RowGradientFunction.apply, request._replace(inplace=False)
+    return compute(grad_loss, *saved, needed, where, request)
 
 
 class RowGradientFunction(torch.autograd.Function):

@@ -81,12 +81,10 @@ def row_loss(
     needs_grad = wrapped or (grad_mode and logits.requires_grad)
     learned = weights is not None and (wrapped or (grad_mode and weights.requires_grad))
     by_factor = wrapped or learned or row_scale.requires_grad
-    outputs = BITS["loss"]
+    one_pass = reduce and shards is None and not by_factor and not transforming()
+    outputs = outputs_for(logits.dtype, needs_grad, one_pass)
     if by_factor:
         outputs |= BITS["row_losses"]
-    if needs_grad:
-        one_pass = reduce and shards is None and not by_factor and _one_pass(logits)
-        outputs |= BITS["grad"] if one_pass else BITS["saved"]
     if learned:
         outputs |= BITS["term_losses"]
     outputs |= outputs_of(*aux)
@@ -94,10 +92,13 @@ def row_loss(
     request = RowRequest(*encode(terms), ignore_index, outputs, reduce, inplace)
     where = Where.of(backend, shards)
     tensors = logits, target, row_scale, weights
-    if needs_grad or by_factor:
+    if not (needs_grad or by_factor):
+        results = where.row_loss(*tensors, request)
+    elif by_factor or not where.has_function(logits):
         results = apply(RowLossFunction, *tensors, where, request)
     else:
-        results = where.row_loss(*tensors, request)
+        results = where.recorded_row_loss(*tensors, request)
+        request = request.without_grad()
     return results[0], aux_of(aux, target.shape, request.named(results)) if aux else _NO_AUX
 
 
@@ -128,15 +129,23 @@ def aux_of(names: tuple[str, ...], shape: torch.Size, made: RowOutputs) -> Aux:
     return Aux(**{name: shaped(name) for name in names})
 
 
-def _one_pass(logits: Tensor) -> bool:
-    """Whether the forward kernel shall write the gradient too: 1 read + 1 write of the logits.
+def outputs_for(dtype: torch.dtype, recorded: bool, one_pass: bool) -> int:
+    """The loss, and, where a gradient will be asked for, what backward needs.
 
-    Otherwise the backward reads them again, half as much traffic more, but it takes any upstream
-    gradient before it rounds. float16 needs that: NCE's gradient, about 1/K, is below float16's
-    smallest number until a GradScaler has multiplied it. float64 is there for checks, such as
-    gradcheck's that a second backward, which recomputes, gives the same bits. Compiled code and
-    functorch transforms need it: the compiler would copy a gradient that is scaled in place, and
-    functorch always asks for a differentiable backward, which recomputes. Classes on several ranks
-    are read again for the gradient in either mode, since the ranks' sums come first.
+    One pass, if it may be: the forward kernel writes the gradient too, 1 read + 1 write of the
+    logits. Otherwise the backward reads them again, half as much traffic more, but it takes any
+    upstream gradient before it rounds. float16 needs that: NCE's gradient, about 1/K, is below
+    float16's smallest number until a GradScaler has multiplied it. float64 is there for checks,
+    such as gradcheck's that a second backward, which recomputes, gives the same bits. Compiled code
+    and functorch transforms need it: the compiler would copy a gradient that is scaled in place,
+    and functorch always asks for a differentiable backward, which recomputes. Classes on several
+    ranks are read again for the gradient in either mode, since the ranks' sums come first.
     """
-    return logits.dtype in (torch.float32, torch.bfloat16) and not transforming()
+    if not recorded:
+        return _LOSS
+    one_pass = one_pass and dtype in (torch.float32, torch.bfloat16)
+    return _LOSS_AND_GRAD if one_pass else _LOSS_AND_SAVED
+
+
+_LOSS, _LOSS_AND_GRAD = outputs_of("loss"), outputs_of("loss", "grad")
+_LOSS_AND_SAVED = outputs_of("loss", "saved")

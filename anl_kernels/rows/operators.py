@@ -17,7 +17,7 @@ from anl_kernels.distributed.sharded_kernels import ShardedKernels
 from anl_kernels.interface import REQUEST_SCHEMA, Backend, RowRequest, empty_outputs
 from anl_kernels.layout import empty_like_rows
 from anl_kernels.operators import fake, operator
-from anl_kernels.tracing import PLAIN
+from anl_kernels.tracing import PLAIN, transforming
 
 
 class Where(NamedTuple):
@@ -71,6 +71,26 @@ class Where(NamedTuple):
         """What the request names."""
         name = "row_loss_" if request.overwrites else "row_loss"
         return self.call(name, logits, target, row_scale, term_weights, *request)
+
+    def recorded_row_loss(self, *args: Any) -> Sequence[Tensor]:
+        """What the request names but ``grad``, of which the loss has a history: csrc/autograd.h."""
+        *tensors, request = args
+        kept = kept_request(self.backend, request)
+        return eager[self.backend].recorded_row_loss(*tensors, kept)
+
+    def has_function(self, logits: Tensor) -> bool:
+        """Whether there is an autograd Function in C++ for a call with these logits."""
+        compiled = self.backend in _COMPILED and not self.group
+        return compiled and type(logits) in PLAIN and not transforming()
+
+
+_COMPILED = CPU, CUDA
+
+
+def kept_request(backend: str, request: RowRequest) -> Any:
+    """A request as C++ keeps it."""
+    functors, numbers, _, *rest = request
+    return eager[backend].Request(functors, numbers, *rest)
 
 
 _NAMESPACES = {

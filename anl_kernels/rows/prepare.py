@@ -121,15 +121,19 @@ def terms_at(
     rows: RowShards | None = None,
 ) -> Terms:
     """The sum with its weights at a number of classes, where each of its terms has a meaning."""
-    given, scale = as_terms(terms), check_class_scale(class_scale)
+    made = scaled_terms(as_terms(terms), num_classes, class_scale)
+    learned = rows is not None or not made.plain
+    return _shared(made, like, rows) if learned else made
+
+
+def scaled_terms(terms: Terms, num_classes: int, class_scale: ClassScale) -> Terms:
+    """:func:`terms_at`, whose weights this rank's rows alone may teach."""
+    scale = check_class_scale(class_scale)
     by_row = isinstance(scale, Balance) and scale.over == "row"
     factor = 1.0 if isinstance(scale, Balance) else scale
     if torch.compiler.is_compiling() or type(num_classes) is not int:  # a symbol
-        made = _scaled(given, num_classes, factor, by_row)
-    else:
-        made = given.derived(_scaled, num_classes, factor, by_row)
-    learned = rows is not None or not made.plain
-    return _shared(made, like, rows) if learned else made
+        return _scaled(terms, num_classes, factor, by_row)
+    return terms.derived(_scaled, num_classes, factor, by_row)
 
 
 def balance_of(class_scale: ClassScale) -> Balance | None:

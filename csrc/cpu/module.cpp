@@ -1,19 +1,33 @@
 // The module anl_kernels._cpu: what is not an operator. Facts of the build, the choice of kernels,
 // the cache of buffers.
+#include "../autograd.h"
 #include "../bindings.h"
 #include "../facts.h"
 #include "buffers.h"
 #include "ops.h"
+#include "plain.h"
 
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
 #include <vector>
 
+namespace {
+
+struct Space {
+  static constexpr const char *name = "anl_kernels_cpu", *backend = "cpu";
+};
+
+} // namespace
+
 PYBIND11_MODULE(_cpu, module) {
   namespace py = pybind11;
   using namespace anl::cpu;
-  anl::bind_operators(module, "anl_kernels_cpu");
+  anl::bind_operators(module, Space::name);
+  anl::bind_autograd<Space>(module);
+  py::class_<PlainCalls>(module, "PlainCalls")
+      .def(py::init<py::object>())
+      .def("loss", &PlainCalls::loss<Space>);
   module.def(
       "label_scale",
       [](const at::Tensor& target, int64_t num_classes, int64_t ignore_index, at::ScalarType dtype,

@@ -1,5 +1,6 @@
 // The module anl_kernels._cuda: what is not an operator. Facts of the build, the limits between the
 // forms of kernels.
+#include "../autograd.h"
 #include "../bindings.h"
 #include "../facts.h"
 #include "interface.h"
@@ -20,6 +21,10 @@ namespace {
 
 namespace py = pybind11;
 using anl::cuda::Limits;
+
+struct Space {
+  static constexpr const char *name = "anl_kernels_cuda", *backend = "cuda";
+};
 
 #ifdef ANL_EMULATED_DEVICE
 
@@ -85,7 +90,8 @@ template <anl::cuda::LaunchOf* of> py::dict launch_of(const at::Tensor& logits) 
 PYBIND11_MODULE(_cuda, module) {
   module.attr("device_type") = device_type;
   module.attr("max_terms") = anl::cuda::max_terms;
-  anl::bind_operators(module, "anl_kernels_cuda");
+  anl::bind_operators(module, Space::name);
+  anl::bind_autograd<Space>(module);
   module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
   module.def("dense_functors", anl::dense_functors, "Those whose sum needs the row's lse.");
   module.def("row_outputs", anl::row_outputs, "The outputs of rows, in the order of their bits.");

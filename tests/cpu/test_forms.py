@@ -268,6 +268,7 @@ def test_argmax_takes_the_first_of_equals(form):
 @pytest.mark.parametrize("label", [-1, 1 << 16, -(2**31)])
 def test_label_out_of_range_is_nan_in_its_row_only(label, form, monkeypatch):
     monkeypatch.setattr("anl_kernels.rows.labels.recorded_for_others", lambda: True)
+    monkeypatch.setattr("anl_kernels.functional.plain_loss", lambda *_: None)
     logits, target = form.logits(), form.labels()
     wanted = results(logits, target, TERMS)
     outside = torch.zeros(target.shape, dtype=torch.bool)
