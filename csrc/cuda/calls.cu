@@ -31,7 +31,7 @@ Plan planned_shard(RowLossArgs& args, const Place& place) {
 
 Launched launched(const RowArgs& args, const Plan& plan) {
   const Grid grid = grid_of(plan, args.shape, size_of(args.type));
-  return {name_of(plan.form), grid.blocks_x * grid.blocks_y, grid.threads, grid.cluster,
+  return {name_of(plan.kind), grid.blocks_x * grid.blocks_y, grid.threads, grid.cluster,
           grid.shared_bytes};
 }
 
@@ -67,15 +67,15 @@ int num_functors() { return count_of_functors; }
 void row_loss(const RowLossArgs& given, const Workspace& workspace, const Place& place) {
   RowLossArgs args = given;
   const Plan plan = planned(args, place);
-  switch (plan.form) {
-  case Form::Tile:
-  case Form::Elements:
+  switch (plan.kind) {
+  case Kind::Tile:
+  case Kind::Elements:
     return launch_tiles(args, plan, place.stream);
-  case Form::WarpRows:
-  case Form::Cluster:
-  case Form::Stream:
+  case Kind::WarpRows:
+  case Kind::Cluster:
+  case Kind::Stream:
     return launch_rows(args, plan, place.stream);
-  case Form::Split:
+  case Kind::Split:
     return split_row_loss(args, plan, workspace, place);
   }
 }
@@ -110,7 +110,7 @@ void row_grad(const RowGradArgs& given, const Place& place) {
   canonical(args.shape, args.logits, args.grad);
   const Plan plan =
       plan_grad(args.type, args.shape, args.logits, describe_device(place.device), limits());
-  if (plan.form == Form::Stream)
+  if (plan.kind == Kind::Stream)
     launch_grad_rows(args, {}, plan, place.stream);
   else
     launch_grad_tiles(args, plan, place.stream);

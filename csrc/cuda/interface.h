@@ -13,7 +13,8 @@ struct Place {
   void* stream; // cudaStream_t
 };
 
-// Which rows take which form; see plan.h. Tests change them to meet every form at small sizes.
+// Which rows take which kind of launch; see plan.h. Tests change them to meet every kind at small
+// sizes.
 struct Limits {
   int64_t tile_classes = 128;   // neighbouring classes up to this many: several rows in a tile
   int64_t warp_bytes = 4 << 10; // rows up to this long: a warp each
@@ -55,7 +56,7 @@ void scale(Type, void* data, int64_t count, const void* factor, const Place&);
 
 // How a call is launched, for people and tests.
 struct Launched {
-  const char* form; // plan.h
+  const char* kind; // plan.h
   int64_t blocks;
   int threads, cluster;
   int64_t shared_bytes;

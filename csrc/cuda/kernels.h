@@ -87,7 +87,7 @@ void launch_rows(const RowLossArgs&, const Plan&, void* stream);
 void launch_tiles(const RowLossArgs&, const Plan&, void* stream);
 void launch_grad_tiles(const RowGradArgs&, const Plan&, void* stream);
 void launch_grad_rows(const RowGradArgs&, const Rows& probs, const Plan&, void* stream);
-// The split form leaves its gradient, and the softmax, to launch_grad_rows: args.saved is written.
+// The split kind leaves its gradient, and the softmax, to launch_grad_rows: args.saved is written.
 int64_t split_workspace(const RowLossArgs&, const Plan&);
 void launch_split(const RowLossArgs&, const Plan&, void* workspace, void* stream);
 void launch_shard_partials(const ShardArgs&, const Plan&, void* stream);

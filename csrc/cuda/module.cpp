@@ -1,5 +1,5 @@
 // The module anl_kernels._cuda: what is not an operator. Facts of the build, the limits between the
-// forms of kernels.
+// kinds of launches.
 #include "../autograd.h"
 #include "../bindings.h"
 #include "../facts.h"
@@ -80,7 +80,7 @@ void set_limits(const std::map<std::string, int64_t>& numbers) {
 
 template <anl::cuda::LaunchOf* of> py::dict launch_of(const at::Tensor& logits) {
   const anl::cuda::Launched launch = anl::cuda::launch_of(logits, of);
-  return py::dict(py::arg("form") = launch.form, py::arg("blocks") = launch.blocks,
+  return py::dict(py::arg("kind") = launch.kind, py::arg("blocks") = launch.blocks,
                   py::arg("threads") = launch.threads, py::arg("cluster") = launch.cluster,
                   py::arg("shared_bytes") = launch.shared_bytes);
 }
@@ -98,7 +98,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("compiler", anl::compiler, "What compiled this module for the host.");
   module.def("cuda_version", cuda_version, "The CUDA that the kernels were compiled with.");
   module.def("architectures", architectures, "The compute capabilities they were compiled for.");
-  module.def("limits", limits, "Which rows take which form.");
+  module.def("limits", limits, "Which rows take which kind of launch.");
   module.def(
       "set_limits",
       [](const py::kwargs& numbers) { set_limits(numbers.cast<std::map<std::string, int64_t>>()); },

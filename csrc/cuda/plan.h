@@ -1,4 +1,4 @@
-// Which form a row takes, and how it is launched: tables with their reasons. None of the numbers
+// Which kind of launch a row takes, and how it goes: tables with their reasons. None of the numbers
 // has been measured on a GPU yet.
 #pragma once
 
@@ -14,11 +14,11 @@
 
 namespace anl::cuda {
 
-enum class Form { Tile, Elements, WarpRows, Cluster, Stream, Split };
+enum class Kind { Tile, Elements, WarpRows, Cluster, Stream, Split };
 
-inline const char* name_of(Form form) {
+inline const char* name_of(Kind kind) {
   constexpr const char* names[] = {"tile", "elements", "warp_rows", "cluster", "stream", "split"};
-  return names[int(form)];
+  return names[int(kind)];
 }
 
 constexpr int tile_threads = 128, row_threads = 256, warp_row_threads = 128;
@@ -27,7 +27,7 @@ constexpr int tile_threads = 128, row_threads = 256, warp_row_threads = 128;
 constexpr int max_parts = 1024;
 
 struct Plan {
-  Form form;
+  Kind kind;
   int lanes = warp_size;   // of a row
   bool rows_first = false; // a tile's rows, not its classes, are neighbours in memory
   int cluster = 1;
@@ -82,7 +82,7 @@ inline int lanes_for(int64_t K) {
 // that both directions are read and written in whole lines.
 inline Plan plan_tile(const Shape& shape, const Rows& rows, int64_t size, int64_t slot_bytes,
                       int64_t shared_limit) {
-  Plan plan = {Form::Tile};
+  Plan plan = {Kind::Tile};
   plan.rows_first = rows.pos != 0 && std::abs(rows.pos) < std::abs(rows.cls) && shape.M > 1;
   plan.lanes = plan.rows_first ? 1 : lanes_for(shape.K);
   const int64_t held = tile_threads / plan.lanes;
@@ -90,7 +90,7 @@ inline Plan plan_tile(const Shape& shape, const Rows& rows, int64_t size, int64_
   plan.shared_bytes = slots + aligned(held * shape.K * size);
   // A third of what there is, so that blocks share a multiprocessor and hide each other's loads.
   if (plan.shared_bytes > shared_limit / 3) {
-    plan.form = Form::Elements;
+    plan.kind = Kind::Elements;
     plan.shared_bytes = slots;
   }
   return plan;
@@ -105,11 +105,11 @@ inline Plan plan_rows(Type type, const Shape& shape, const Rows& rows, int64_t s
     return plan_tile(shape, rows, size, slot_bytes, shared_limit);
   const int64_t bytes = row_bytes(K, size);
   if (bytes <= limits.warp_bytes) {
-    Plan plan = {Form::WarpRows};
+    Plan plan = {Kind::WarpRows};
     plan.shared_bytes = warp_row_threads / warp_size * (aligned(slot_bytes) + bytes);
     return plan;
   }
-  Plan plan = {Form::Cluster};
+  Plan plan = {Kind::Cluster};
   const int64_t fixed = aligned(fixed_bytes) + aligned(slot_bytes);
   const int max_cluster = int(std::min<int64_t>(device.max_cluster, limits.max_cluster));
   // Grown until a block's part is short enough for several blocks to share a multiprocessor: while
@@ -126,9 +126,9 @@ inline Plan plan_rows(Type type, const Shape& shape, const Rows& rows, int64_t s
   plan.cluster = 1;
   plan.threads = row_threads;
   plan.shared_bytes = fixed;
-  plan.form = Form::Stream;
+  plan.kind = Kind::Stream;
   if (shape.rows() < limits.split_below_rows && bytes >= limits.split_from_bytes) {
-    plan.form = Form::Split;
+    plan.kind = Kind::Split;
     plan.part_bytes = std::max(limits.part_bytes, aligned(ceil_div(bytes, max_parts)));
   }
   return plan;
@@ -140,7 +140,7 @@ inline Plan plan_grad(Type type, const Shape& shape, const Rows& rows, const Dev
   if (rows.cls != 1 || shape.K <= limits.tile_classes)
     return plan_tile(shape, rows, size_of(type), 0,
                      std::min(device.shared_bytes, limits.shared_bytes));
-  Plan plan = {Form::Stream};
+  Plan plan = {Kind::Stream};
   const int64_t bytes = row_bytes(shape.K, size_of(type));
   plan.part_bytes = std::max(limits.part_bytes, aligned(ceil_div(bytes, max_parts)));
   return plan;
@@ -161,7 +161,7 @@ inline Plan plan_shard(Type type, const Shape& shape, const Rows& rows, int64_t 
                        const Device& device, const Limits& limits) {
   if (rows.cls != 1 || shape.K <= limits.tile_classes)
     return plan_tile(shape, rows, size_of(type), 0, 0);
-  Plan plan = {Form::Stream};
+  Plan plan = {Kind::Stream};
   const int64_t bytes = row_bytes(shape.K, size_of(type));
   const int max_cluster = int(std::min<int64_t>(device.max_cluster, limits.max_cluster));
   while (2 * plan.cluster <= max_cluster && bytes >= 2 * plan.cluster * limits.part_bytes &&
@@ -179,17 +179,17 @@ inline int64_t parts_of_row(const Plan& plan, const Shape& shape, int64_t size) 
 // The launch of a plan; of the parts, where rows are split.
 inline Grid grid_of(const Plan& plan, const Shape& shape, int64_t size) {
   const int64_t N = shape.rows();
-  switch (plan.form) {
-  case Form::Tile:
-  case Form::Elements:
+  switch (plan.kind) {
+  case Kind::Tile:
+  case Kind::Elements:
     return {shape.B * ceil_div(shape.M, tile_threads / plan.lanes), 1, tile_threads,
             plan.shared_bytes};
-  case Form::WarpRows:
+  case Kind::WarpRows:
     return {ceil_div(N, warp_row_threads / warp_size), 1, warp_row_threads, plan.shared_bytes};
-  case Form::Cluster:
-  case Form::Stream:
+  case Kind::Cluster:
+  case Kind::Stream:
     return {N * plan.cluster, 1, plan.threads, plan.shared_bytes, plan.cluster};
-  case Form::Split:
+  case Kind::Split:
     return {N, int(parts_of_row(plan, shape, size)), plan.threads, plan.shared_bytes};
   }
   return {};

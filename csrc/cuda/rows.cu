@@ -104,9 +104,9 @@ void launch_rows(const RowLossArgs& args, const Plan& plan, void* stream) {
     using T = decltype(storage);
     const auto p = param_of<Accumulator<T>>(args, plan);
     const Grid grid = grid_of(plan, args.shape, sizeof(T));
-    if (plan.form == Form::WarpRows)
+    if (plan.kind == Kind::WarpRows)
       launch(warp_rows_kernel<T>, "warp_rows", grid, stream, p);
-    else if (plan.form == Form::Cluster)
+    else if (plan.kind == Kind::Cluster)
       launch(cluster_row_kernel<T, true>, "cluster_row", grid, stream, p);
     else
       launch(cluster_row_kernel<T, false>, "stream_row", grid, stream, p);

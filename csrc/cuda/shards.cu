@@ -169,7 +169,7 @@ template <class A> void launch_finish(const ShardArgs& args, void* stream) {
 void launch_shard_partials(const ShardArgs& args, const Plan& plan, void* stream) {
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
-    const bool vectors = plan.form == Form::Stream;
+    const bool vectors = plan.kind == Kind::Stream;
     launch(vectors ? shard_partials_kernel<T> : shard_partials_elements_kernel<T>,
            vectors ? "shard_partials" : "shard_partials_elements",
            grid_of(plan, args.shape, sizeof(T)), stream, ShardParam{args, plan});
@@ -180,7 +180,7 @@ void launch_shard_sums(const ShardArgs& args, const Plan& plan, void* stream) {
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
     using A = Accumulator<T>;
-    const bool vectors = plan.form == Form::Stream;
+    const bool vectors = plan.kind == Kind::Stream;
     launch(vectors ? shard_sums_kernel<T> : shard_sums_elements_kernel<T>,
            vectors ? "shard_sums" : "shard_sums_elements", grid_of(plan, args.shape, sizeof(T)),
            stream, ShardSumsParam<A>{{args, plan}, terms_of<A>(args)});

@@ -116,7 +116,7 @@ void launch_tiles(const RowLossArgs& args, const Plan& plan, void* stream) {
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
     const auto p = param_of<Accumulator<T>>(args, plan);
-    const bool tile = plan.form == Form::Tile;
+    const bool tile = plan.kind == Kind::Tile;
     launch(tile ? tile_kernel<T> : elements_kernel<T>, tile ? "tile" : "elements",
            grid_of(plan, args.shape, sizeof(T)), stream, p);
   });
@@ -126,7 +126,7 @@ void launch_grad_tiles(const RowGradArgs& args, const Plan& plan, void* stream) 
   with_type(args.type, [&](auto storage) {
     using T = decltype(storage);
     const RowGradParam<Accumulator<T>> p = {args, {}, plan, terms_of<Accumulator<T>>(args)};
-    const bool tile = plan.form == Form::Tile;
+    const bool tile = plan.kind == Kind::Tile;
     launch(tile ? grad_tile_kernel<T> : grad_elements_kernel<T>,
            tile ? "grad_tile" : "grad_elements", grid_of(plan, args.shape, sizeof(T)), stream, p);
   });

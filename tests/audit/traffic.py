@@ -46,15 +46,15 @@ def rows():
         for num_classes in CLASSES:
             logits = torch.empty(128, num_classes, dtype=dtype)
             launch = kernels.row_loss_launch(logits)
-            kernel = KERNELS[launch["form"]]
+            kernel = KERNELS[launch["kind"]]
             registers = BUDGET["targets"]["sm_90a"][f"{kernel} {name}"]["registers"]
             blocks = blocks_of_processor(launch, registers)
-            streamed = launch["form"] == "stream"
+            streamed = launch["kind"] == "stream"
             kept = num_classes * dtype.itemsize * 128 / launch["blocks"] / 1024
             yield (
                 name,
                 num_classes,
-                launch["form"] + (f" of {launch['cluster']}" if launch["cluster"] > 1 else ""),
+                launch["kind"] + (f" of {launch['cluster']}" if launch["cluster"] > 1 else ""),
                 "-" if streamed else f"{kept:.1f}",
                 registers,
                 blocks,
@@ -65,7 +65,7 @@ def rows():
 
 
 HEADER = (
-    "dtype", "classes", "form", "KiB of a row in a block", "registers", "blocks", "warps",
+    "dtype", "classes", "kind", "KiB of a row in a block", "registers", "blocks", "warps",
     "KiB of logits", "reads + writes",
 )  # fmt: skip
 

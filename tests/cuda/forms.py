@@ -55,7 +55,7 @@ def checked(form, monkeypatch):
 
     def row_loss(logits, *args):
         if logits.stride(0 if logits.dim() == 1 else 1) == 1 and logits.numel():
-            assert extension("cuda").row_loss_launch(logits)["form"] == NAMES.get(form, form)
+            assert extension("cuda").row_loss_launch(logits)["kind"] == NAMES.get(form, form)
         return run(logits, *args)
 
     with forced(form, monkeypatch), monkeypatch.context() as patch:

@@ -32,7 +32,7 @@ def device_like():
 def launch_of(*shape, dtype=torch.bfloat16):
     logits = torch.empty(shape, dtype=dtype, device=extension("cuda").device_type)
     launch = extension("cuda").row_loss_launch(logits)
-    return launch["form"], launch["cluster"]
+    return launch["kind"], launch["cluster"]
 
 
 def assert_right(logits, target, terms=TERMS):
@@ -149,7 +149,7 @@ def test_the_most_parts():
     kernels = extension("cuda")
     logits = torch.empty(2, 40_000_000, dtype=torch.bfloat16, device=kernels.device_type)
     launch = kernels.row_loss_launch(logits)
-    assert launch["form"] == "split"
+    assert launch["kind"] == "split"
     assert launch["blocks"] <= 2 * 1024
 
 

@@ -19,7 +19,7 @@ in_every_form = pytest.mark.parametrize("form", SHARD_FORMS)
 def launch_of(*shape, dtype=torch.bfloat16):
     logits = torch.empty(shape, dtype=dtype, device=extension("cuda").device_type)
     launch = extension("cuda").shard_launch(logits)
-    return launch["form"], launch["cluster"], launch["threads"]
+    return launch["kind"], launch["cluster"], launch["threads"]
 
 
 def slack(dtype):
