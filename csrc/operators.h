@@ -54,4 +54,30 @@ inline void define_operators(torch::Library& library) {
   define("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
 }
 
+// Those of a library that come of one function, which it has: row_loss_of(logits, target,
+// row_scale, term_weights, request), row_grad_into and empty_like_rows.
+template <auto& row_loss_of>
+std::vector<Tensor> row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                             const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  const Request request = ANL_REQUEST;
+  TORCH_CHECK(!request.overwrites(), "row_loss_ is for inplace");
+  return row_loss_of(logits, target, row_scale, term_weights, request);
+}
+
+template <auto& row_loss_of>
+std::vector<Tensor> row_loss_(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                              const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
+  bump_version(logits);
+  return row_loss_of(logits, target, row_scale, term_weights, ANL_REQUEST);
+}
+
+template <auto& empty_like_rows, auto& row_grad_into>
+Tensor row_grad(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+                const Tensor& saved, ANL_REQUEST_PARAMETERS) {
+  const Tensor grad = empty_like_rows(logits);
+  row_grad_into(grad, logits, target, row_scale, saved, functors, numbers, moving, ignore_index,
+                outputs, reduce, inplace);
+  return grad;
+}
+
 } // namespace anl

@@ -64,6 +64,7 @@ Tensor scaled_loss(const Tensor& row_losses, const Tensor& scale, at::IntArrayRe
   return result;
 }
 
+// See Backend.row_loss in anl_kernels/interface.py.
 std::vector<Tensor> row_loss_of(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                                 const OptionalTensor& term_weights, const Request& request) {
   RowLossCall call(logits, target, row_scale, term_weights, request, empty_strided);
@@ -77,20 +78,6 @@ std::vector<Tensor> row_loss_of(const Tensor& logits, const Tensor& target, cons
                                                                   target.sizes(), request.reduce);
   }
   return call.results();
-}
-
-// See Backend.row_loss in anl_kernels/interface.py.
-std::vector<Tensor> row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                             const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
-  const Request request = ANL_REQUEST;
-  TORCH_CHECK(!request.overwrites(), "row_loss_ is for inplace");
-  return row_loss_of(logits, target, row_scale, term_weights, request);
-}
-
-std::vector<Tensor> row_loss_(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                              const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
-  bump_version(logits);
-  return row_loss_of(logits, target, row_scale, term_weights, ANL_REQUEST);
 }
 
 template <class Y>
@@ -160,15 +147,6 @@ std::vector<Tensor> shard_finish(const Tensor& partials, const Tensor& sums, con
 
 Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, empty_strided); }
 
-// As row_grad_into, to a tensor of its own.
-Tensor row_grad(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                const Tensor& saved, ANL_REQUEST_PARAMETERS) {
-  const Tensor grad = empty_like_rows(logits);
-  row_grad_into(grad, logits, target, row_scale, saved, functors, numbers, moving, ignore_index,
-                outputs, reduce, inplace);
-  return grad;
-}
-
 Tensor softmax(const Tensor& given) {
   const Tensor logits = readable(given), probs = empty_like_rows(given);
   if (logits.numel() == 0)
@@ -232,9 +210,9 @@ TORCH_LIBRARY(anl_kernels_cpu, library) {
 }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cpu, CPU, library) {
-  library.impl("row_loss", row_loss);
-  library.impl("row_loss_", row_loss_);
-  library.impl("row_grad", row_grad);
+  library.impl("row_loss", anl::row_loss<row_loss_of>);
+  library.impl("row_loss_", anl::row_loss_<row_loss_of>);
+  library.impl("row_grad", anl::row_grad<empty_like_rows, row_grad_into>);
   library.impl("entropy", entropy);
   library.impl("row_grad_into", row_grad_into);
   library.impl("shard_partials", shard_partials);

@@ -42,6 +42,7 @@ void run(const RowLossArgs& args, const Tensor& logits, const Place& place) {
   cuda::row_loss(args, workspace, place);
 }
 
+// See Backend.row_loss in anl_kernels/interface.py.
 std::vector<Tensor> row_loss_of(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
                                 const OptionalTensor& term_weights, const Request& request) {
   check_device("target", target, logits);
@@ -58,20 +59,6 @@ std::vector<Tensor> row_loss_of(const Tensor& logits, const Tensor& target, cons
     call.loss = request.reduce ? scaled.sum() : scaled;
   }
   return call.results();
-}
-
-// See Backend.row_loss in anl_kernels/interface.py.
-std::vector<Tensor> row_loss(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                             const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
-  const Request request = ANL_REQUEST;
-  TORCH_CHECK(!request.overwrites(), "row_loss_ is for inplace");
-  return row_loss_of(logits, target, row_scale, term_weights, request);
-}
-
-std::vector<Tensor> row_loss_(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                              const OptionalTensor& term_weights, ANL_REQUEST_PARAMETERS) {
-  bump_version(logits);
-  return row_loss_of(logits, target, row_scale, term_weights, ANL_REQUEST);
 }
 
 // See Backend.row_grad_into.
@@ -134,15 +121,6 @@ std::vector<Tensor> shard_finish(const Tensor& partials, const Tensor& sums, con
 }
 
 Tensor empty_like_rows(const Tensor& logits) { return anl::empty_like_rows(logits, allocate); }
-
-// As row_grad_into, to a tensor of its own.
-Tensor row_grad(const Tensor& logits, const Tensor& target, const Tensor& row_scale,
-                const Tensor& saved, ANL_REQUEST_PARAMETERS) {
-  const Tensor grad = empty_like_rows(logits);
-  row_grad_into(grad, logits, target, row_scale, saved, functors, numbers, moving, ignore_index,
-                outputs, reduce, inplace);
-  return grad;
-}
 
 Tensor softmax(const Tensor& given) {
   const OnDeviceOf device(given);
@@ -214,9 +192,9 @@ void scale_(const Tensor& tensor, const Tensor& factor) {
 TORCH_LIBRARY(anl_kernels_cuda, library) { define_operators(library); }
 
 TORCH_LIBRARY_IMPL(anl_kernels_cuda, ANL_DISPATCH_KEY, library) {
-  library.impl("row_loss", row_loss);
-  library.impl("row_loss_", row_loss_);
-  library.impl("row_grad", row_grad);
+  library.impl("row_loss", anl::row_loss<row_loss_of>);
+  library.impl("row_loss_", anl::row_loss_<row_loss_of>);
+  library.impl("row_grad", anl::row_grad<empty_like_rows, row_grad_into>);
   library.impl("row_grad_into", row_grad_into);
   library.impl("shard_partials", shard_partials);
   library.impl("shard_sums", shard_sums);
