@@ -48,10 +48,8 @@ def memory(specs: list[dict[str, Any]]) -> Iterator[Case]:
     try:
         prepare = contender.build(make_inputs(problem, copies=1))
         # What first calls map, threads and code and a compiler, is not the logits' business, and
-        # the memory that the library keeps for its next gradient would be found to be there. Two:
-        # the second finds out that its kernels' memory could be one block.
-        for _ in range(2):
-            prepare(0)()
+        # the memory that the library keeps for its next gradient would be found to be there.
+        prepare(0)()
         ak.empty_cpu_cache()
         ratios = {"logits": peak_growth(prepare(0)) / problem.logits_bytes}
         measured = Measurement(name, contender.label, ratios=ratios)

@@ -23,7 +23,7 @@ public:
   template <class X> X* take(int64_t count) {
     const int64_t bytes = (count * int64_t(sizeof(X)) + alignment - 1) / alignment * alignment;
     if (bytes > left_)
-      add_block(bytes);
+      find_block(bytes);
     char* const result = next_;
     next_ += bytes;
     left_ -= bytes;
@@ -35,31 +35,31 @@ private:
   struct Free {
     void operator()(char* block) const { free(block); }
   };
+  struct Block {
+    std::unique_ptr<char, Free> memory;
+    int64_t size;
+  };
 
-  void add_block(int64_t bytes) {
-    left_ = bytes < least_block ? least_block : bytes;
-    size_ += left_;
-    next_ = static_cast<char*>(aligned_alloc(alignment, left_));
-    if (!next_)
-      throw std::bad_alloc();
-    blocks_.emplace_back(next_);
-  }
-  // What took several blocks finds one the next time.
-  void forget() {
-    const int64_t size = size_;
-    if (blocks_.size() > 1) {
-      blocks_.clear();
-      size_ = left_ = 0;
-      add_block(size);
-    } else if (!blocks_.empty()) {
-      next_ = blocks_[0].get();
-      left_ = size;
+  // The next block, which the job before took at this point too; a new one, if that is too small.
+  void find_block(int64_t bytes) {
+    if (taken_ == blocks_.size() || blocks_[taken_].size < bytes) {
+      blocks_.resize(taken_);
+      const int64_t size = bytes < least_block ? least_block : bytes;
+      char* const memory = static_cast<char*>(aligned_alloc(alignment, size));
+      if (!memory)
+        throw std::bad_alloc();
+      blocks_.push_back({std::unique_ptr<char, Free>(memory), size});
     }
+    next_ = blocks_[taken_].memory.get();
+    left_ = blocks_[taken_].size;
+    ++taken_;
   }
+  void forget() { taken_ = left_ = 0; }
 
-  std::vector<std::unique_ptr<char, Free>> blocks_;
+  std::vector<Block> blocks_;
+  size_t taken_ = 0; // blocks
   char* next_ = nullptr;
-  int64_t left_ = 0, size_ = 0; // bytes: of the last block, of all
+  int64_t left_ = 0; // bytes, of the last of those
 };
 
 } // namespace anl::cpu
