@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Over = Literal["row", "batch", "running"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Balance:
     """Multiply the gradients of normalised terms by their denominators, and leave their values.
 
@@ -29,8 +29,8 @@ class Balance:
         over: "row": each row by its own denominator, in one pass over the logits. "batch": all rows
             by the mean of their denominators, those of the rows that count in this call; the logits
             are read once more before. "running": by a running mean over earlier calls, in one pass;
-            it starts at the value of uniform logits, moves in calls of a module in training mode,
-            and is kept in the module's buffer ``running_summands``.
+            it starts at the value of uniform logits, moves in calls of a module in training mode
+            that record gradients, and is kept in the module's buffer ``running_summands``.
         momentum: the share of the newest call in the running mean, in (0, 1].
         process_group: ranks of data parallelism whose rows make one batch, each with its own: means
             are over all of them, the same on each, by one exchange of two numbers a term. Without
@@ -39,7 +39,8 @@ class Balance:
         running: (T,) floating, the running mean for ``"running"``, a number for each term: its
             summand's mean over rows and classes, 0 where nothing was seen yet. Updated in place.
             A module makes its own; functions need one.
-        training: whether a call moves the running mean. A module passes its own mode.
+        training: whether a call moves the running mean; one without gradients, as inside
+            ``torch.no_grad()``, never does. A module passes its own mode.
 
     Raises:
         ValueError: an argument has a value it cannot have.
@@ -66,6 +67,12 @@ class Balance:
             check_group(self.process_group)
         if self.running is not None:
             _check_running(self.running)
+
+    def __repr__(self) -> str:
+        """As it would be written, without what is the default: ``Balance('batch')``."""
+        others = [field for field in fields(self)[1:] if getattr(self, field.name) != field.default]
+        given = "".join(f", {field.name}={shown(getattr(self, field.name))}" for field in others)
+        return f"Balance({self.over!r}{given})"
 
 
 def _check_running(running: Tensor) -> None:

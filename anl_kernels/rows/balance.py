@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -15,13 +15,13 @@ from anl_kernels.balance import Balance
 from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.collectives import add_up_
 from anl_kernels.distributed.row_shards import RowShards
-from anl_kernels.interface import RowRequest
+from anl_kernels.interface import RowRequest, accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.numbers import shown
 from anl_kernels.rows.autograd import BatchBalancedFunction, apply
 from anl_kernels.rows.loss import Aux, aux_of
 from anl_kernels.rows.operators import Where
-from anl_kernels.terms import Terms
+from anl_kernels.terms import Term, Terms
 from anl_kernels.terms.row import Row
 from anl_kernels.tracing import only_formulas, transforming, watched
 
@@ -74,9 +74,10 @@ def balanced_loss(
     of_batch: ComputeOfBatch | None = None,
 ) -> tuple[Tensor, Aux]:
     """The loss of ``terms``, the gradient of each normalised one times its mean denominator."""
-    moves = balance.over == "running" and balance.training
-    if not (torch.is_grad_enabled() or moves) or not any(t.normalised for t in terms.terms):
+    running = _running(balance, terms, row_scale) if balance.over == "running" else None
+    if not (torch.is_grad_enabled() and any(t.normalised for t in terms.terms)):
         return compute(row_scale, terms, aux=aux)  # the value is the plain one
+    moves = running is not None and balance.training
     scale, weights = row_scale.detach(), _weights(terms, row_scale)
     constant = weights.detach()
     means_of = partial(mean_denominators, balance=balance, ignore_index=ignore_index, rows=rows)
@@ -85,8 +86,7 @@ def balanced_loss(
     def factors_of(found: Tensor | None, labels: Tensor) -> Tensor:
         return _of_normalised(terms, means_of(found, labels)[0])
 
-    if balance.over == "running":
-        running = _running(balance, terms, row_scale)
+    if running is not None:
         before = _started(running, terms, num_classes)
         factors = _of_normalised(terms, before.to(scale.dtype) * num_classes)
         surrogate, made = compute(scale, terms, term_weights=constant * factors, aux=asked)
@@ -169,7 +169,7 @@ def mean_denominators(
     a logit that is NaN, counts in none: one bad step must not spoil the running mean for good.
     """
     assert denominators is not None
-    found = denominators.detach().flatten(1)
+    found = denominators.detach().reshape(len(denominators), -1)
     here = ~is_ignored(target, ignore_index).flatten() & (found.sum(0) < torch.inf)
     sums, count = found.where(here, 0).sum(1), here.sum(dtype=found.dtype)
     if rows is not None or balance.process_group is not None:
@@ -221,43 +221,29 @@ def _over_rows(numbers: Tensor, of_terms: Tensor) -> Tensor:
 def _weights(terms: Terms, like: Tensor) -> Tensor:
     """The weights as a tensor, (T,)."""
     learned = terms.tensor_weights(like)
-    return _vector(_factors_of, terms, like) if learned is None else learned
+    return _vector(terms.factors, like) if learned is None else learned
 
 
 def _of_normalised(terms: Terms, numbers: Tensor) -> Tensor:
     """The numbers of normalised terms, and 1 for the others."""
     if all(term.normalised for term in terms.terms):
         return numbers
-    return torch.where(_vector(_normalised, terms, numbers) > 0, numbers, 1.0)
+    flags = [float(term.normalised) for term in terms.terms]
+    return torch.where(_vector(flags, numbers) > 0, numbers, 1.0)
 
 
-def _vector(
-    numbers: Callable[..., Sequence[float]], terms: Terms, like: Tensor, *args: Any
-) -> Tensor:
-    """``numbers(terms, *args)`` on the device of ``like``, which is copied there once only."""
+def _vector(numbers: Numbers, like: Tensor) -> Tensor:
+    """The numbers on the device of ``like``, which are copied there once only."""
     if watched(like):
         one = like.new_ones(())  # a fill would make a constant of a symbol
-        return torch.stack([one * number for number in numbers(terms, *args)])
-    return terms.derived(_filled, numbers, like.device, like.dtype, *args)
+        return torch.stack([one * number for number in numbers])
+    return _filled(tuple(numbers), like.device, like.dtype)
 
 
-def _filled(
-    terms: Terms,
-    numbers: Callable[..., Sequence[float]],
-    device: torch.device,
-    dtype: torch.dtype,
-    *args: Any,
-) -> Tensor:
+@lru_cache(maxsize=256)
+def _filled(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # or it could not be saved for backward later
-        return torch.tensor(numbers(terms, *args), device=device, dtype=dtype)
-
-
-def _factors_of(terms: Terms) -> Sequence[float]:
-    return terms.factors
-
-
-def _normalised(terms: Terms) -> Sequence[float]:
-    return [float(term.normalised) for term in terms.terms]
+        return torch.tensor(numbers, device=device, dtype=dtype)
 
 
 # ---- the running mean ---------------------------------------------------------------------------
@@ -282,18 +268,47 @@ def _running(balance: Balance, terms: Terms, like: Tensor) -> Tensor:
 
 def _started(running: Tensor, terms: Terms, num_classes: int) -> Tensor:
     """The mean summands, of uniform logits where none was seen yet; nothing waits for a GPU."""
-    uniform = _vector(uniform_summands, terms, running.detach(), num_classes)
-    return torch.where(running.detach() == 0, uniform, running.detach())
+    seen = running.detach()
+    return torch.where(seen == 0, _vector(_uniform_summands(terms, num_classes, seen), seen), seen)
 
 
-def uniform_summands(terms: Terms, num_classes: int) -> list[Any]:
+def _uniform_summands(terms: Terms, num_classes: int, like: Tensor) -> Numbers:
     """The mean summand of each term over the classes of a row of equal logits."""
-    row = Row(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.int64))
-    means = [term.denominator(row).squeeze(0) / num_classes for term in terms.terms]
-    return means if torch.compiler.is_compiling() else [float(mean) for mean in means]
+    if watched(like):  # numbers are not to be had
+        like = like.new_empty((), dtype=accumulator_dtype(like.dtype))
+        return [_uniform_summand(term, num_classes, like) for term in terms.terms]
+    return [_uniform_number(term, num_classes) for term in terms.terms]
+
+
+def _uniform_number(term: Term, num_classes: int) -> float:
+    try:
+        return _kept_number(term, num_classes)
+    except TypeError:  # a user's term that cannot be hashed
+        return _kept_number.__wrapped__(term, num_classes)
+
+
+@lru_cache(maxsize=64)
+def _kept_number(term: Term, num_classes: int) -> float:
+    like = torch.empty((), dtype=torch.float64, device="cpu")
+    return float(_uniform_summand(term, num_classes, like))
+
+
+def _uniform_summand(term: Term, num_classes: int, like: Tensor) -> Tensor:
+    row = Row(like.new_zeros((1, num_classes)), like.new_zeros(1, dtype=torch.int64))
+    return term.denominator(row).squeeze(0) / num_classes
 
 
 @torch.no_grad()
 def _move(running: Tensor, before: Tensor, now: Tensor, count: Tensor, momentum: float) -> None:
-    after = before.lerp(now.to(before.dtype), momentum)
-    running.copy_(torch.where(count > 0, after, running))
+    after = torch.where(count > 0, before.lerp(now.to(before.dtype), momentum), running)
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        running.copy_(after)
+        return
+    try:
+        running.copy_(after)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "class_scale='running' moves its mean in place, which this transform of torch.func "
+            "does not let it do: call eval() on the module, or give its buffers to "
+            "torch.func.functional_call as arguments of the transformed function"
+        ) from error

@@ -128,7 +128,7 @@ class Term(_Arithmetic):
             return torch.ones_like(row.l_y.detach())
         with torch.no_grad():
             own, others = self.summands(row)
-            return (own + others).abs()
+            return (own + others).abs().detach()  # which takes tangents away too
 
     @property
     def functor(self) -> str:
