@@ -47,9 +47,9 @@ template <class V> ANL_FN Head<V> balanced_if(bool balanced, Head<V> head) {
   return {head.loss, w * head.c, w * head.g, w * head.h, head.denominator};
 }
 
-// Whether more than zeros in the loss and the gradient is asked of ignored rows.
+// Whether more than zeros is asked of ignored rows.
 inline bool reads_ignored_rows(const RowLossArgs& args) {
-  return args.term_losses || args.lse || args.p_y || args.argmax || args.probs.data;
+  return args.lse || args.argmax || args.probs.data;
 }
 
 // The gradient is gy at the target and, at another class, sum_t G_t phi_t'(l) - q p.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 FORMULAS = {}
+DENOMINATORS = {}
 
 
 def formula(function):
@@ -17,10 +18,28 @@ def formula(function):
     return function
 
 
+def denominator(name):
+    """A normalised term's sum over the classes."""
+
+    def register(function):
+        DENOMINATORS[name] = function
+        return function
+
+    return register
+
+
 def evaluate(terms, logits, target):
     """The loss of every row of (..., K) logits."""
     row = _Row(logits, target)
     return sum(weight * FORMULAS[type(term).__name__](term, row) for weight, term in terms)
+
+
+def denominators(terms, logits, target):
+    """What each term of every row of (..., K) logits is divided by, T first: 1 if nothing."""
+    row = _Row(logits, target)
+    one = torch.ones_like(row.p_y)
+    made = [DENOMINATORS.get(type(term).__name__, lambda *_: one)(term, row) for _, term in terms]
+    return torch.stack(made).detach()
 
 
 class _Row:
@@ -54,10 +73,24 @@ def NCE(term, row):
     return row.l_y / row.l.sum(-1)
 
 
+@denominator("NCE")
+def _sum_of_ce(term, row):
+    return -row.l.sum(-1)
+
+
+def _negative_ce(term, row):
+    return row.l.clamp(math.log(term.min_prob), math.log(term.prob_max)) - math.log(term.min_prob)
+
+
 @formula
 def NNCE(term, row):
-    u = row.l.clamp(math.log(term.min_prob), math.log(term.prob_max)) - math.log(term.min_prob)
+    u = _negative_ce(term, row)
     return 1 - row.at_y(u) / u.sum(-1)
+
+
+@denominator("NNCE")
+def _sum_of_negative_ce(term, row):
+    return _negative_ce(term, row).sum(-1)
 
 
 def _focal(term, l, p):
@@ -76,12 +109,26 @@ def NFL(term, row):
     return row.at_y(focal) / focal.sum(-1)
 
 
-@formula
-def NNFL(term, row):
+@denominator("NFL")
+def _sum_of_focal(term, row):
+    return _focal(term, row.l, row.p).sum(-1)
+
+
+def _negative_focal(term, row):
     l = row.l.clamp(min=math.log(term.min_prob))
     largest = -((1 - term.min_prob) ** term.gamma) * math.log(term.min_prob)
-    u = largest - _focal(term, l, l.exp())
+    return largest - _focal(term, l, l.exp())
+
+
+@formula
+def NNFL(term, row):
+    u = _negative_focal(term, row)
     return 1 - row.at_y(u) / u.sum(-1)
+
+
+@denominator("NNFL")
+def _sum_of_negative_focal(term, row):
+    return _negative_focal(term, row).sum(-1)
 
 
 @formula
@@ -120,10 +167,19 @@ def DFT(term, row):
     return -row.p_y.detach() * row.l_y
 
 
+def _gce(term, row):
+    return 1 - row.p.clamp(min=term.min_prob) ** term.q
+
+
 @formula
 def NGCE(term, row):
-    v = 1 - row.p.clamp(min=term.min_prob) ** term.q
+    v = _gce(term, row)
     return row.at_y(v) / v.sum(-1)
+
+
+@denominator("NGCE")
+def _sum_of_gce(term, row):
+    return _gce(term, row).sum(-1)
 
 
 @formula

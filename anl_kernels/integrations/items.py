@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anl_kernels.balance import Balance
 from anl_kernels.checks import check_label_dtype
 from anl_kernels.integrations.shift import Shift, ask_for_shift
 from anl_kernels.interface import accumulator_dtype
@@ -24,8 +25,8 @@ class ItemLoss:
         options: those keywords; not ``reduction`` and ``return_aux``.
 
     Raises:
-        TypeError: an option is one that the caller decides on, or unknown, or a weight of the
-            terms is learned.
+        TypeError: an option is one that the caller decides on, or unknown, a weight of the terms
+            is learned, or a running mean would be kept where no checkpoint has it.
     """
 
     def __init__(self, make: Callable[..., Criterion], options: Mapping[str, Any]) -> None:
@@ -42,6 +43,13 @@ class ItemLoss:
                 "terms must have no weights that are learned here, where no optimiser would be "
                 "given them; make ak.RobustLoss or ak.LinearRobustLoss with them a module of the "
                 "model, which registers them, and call it in the model's forward"
+            )
+        balance = self.mean.options.get("class_scale")
+        if isinstance(balance, Balance) and balance.over == "running" and balance.running is None:
+            raise TypeError(
+                "class_scale='running' keeps a mean, which no module of the model would save here; "
+                "pass class_scale='batch' or 'row', or ak.Balance('running', running=tensor) with "
+                "a tensor on the device of the logits that your checkpoints hold"
             )
         self.ignore_index: int = options.get("ignore_index", -100)
 

@@ -277,8 +277,11 @@ public:
       put(args_.row_losses, n_, A(0));
       for (int i = 0; saved && i < width; ++i)
         saved[i] = 0;
-      for (int t = 0; t < T_; ++t)
+      put(args_.p_y, n_, A(0));
+      for (int t = 0; t < T_; ++t) {
+        put(args_.term_losses, n_ * T_ + t, A(0));
         put(args_.denominators, n_ * T_ + t, A(0));
+      }
       for (int i = 0; i < 2 * T_; ++i)
         put(args_.term_slopes, n_ * 2 * T_ + i, A(0));
       return;

@@ -6,12 +6,21 @@
 namespace anl::cuda {
 namespace {
 
-// The gradient of an ignored row, which need not be read.
+// The zeros of an ignored row, which need not be read.
 template <class T>
 ANL_DEVICE void ignore_row(const RowLossArgs& args, int64_t n, int first, int step, bool reports) {
   using A = Accumulator<T>;
-  if (reports)
+  if (reports) {
+    const int64_t T_ = args.num_terms;
     store_to(args.row_losses, n, A(0));
+    store_to(args.p_y, n, A(0));
+    for (int64_t i = n * T_; i < (n + 1) * T_; ++i) {
+      store_to(args.term_losses, i, A(0));
+      store_to(args.denominators, i, A(0));
+      store_to(args.term_slopes, 2 * i, A(0));
+      store_to(args.term_slopes, 2 * i + 1, A(0));
+    }
+  }
   if (!args.grad.data)
     return;
   T* row = row_of<T>(args.grad, args.shape, n);
