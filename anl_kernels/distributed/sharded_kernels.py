@@ -44,10 +44,13 @@ class ShardedKernels:
     ) -> RowOutputs:
         """See ``Backend.row_loss``."""
         here = self._shards.labels_here(target, request.ignore_index)
-        # What needs the lse of the row needs it, or the numbers that hold it.
-        aux = AUX if request.reads_ignored else ()
-        of_terms = [name for name in ("denominators", "term_slopes") if request.wants(name)]
-        asked = request.asking("row_losses", "saved", *aux, *of_terms, ignore_index=IGNORED)
+        asked = request.asking(
+            "row_losses",
+            "saved",
+            *filter(request.wants, (*AUX, "denominators", "term_slopes")),
+            *(("lse",) if request.wants("probs") else ()),
+            ignore_index=IGNORED,
+        )
         partials, argmax = self._partials(logits, target, here, asked)
         sums = self._sums(logits, here, partials, asked)
         of_rows = asked._replace(outputs=asked.outputs & ~BITS["argmax"])

@@ -14,6 +14,7 @@ from anl_kernels.backends.choice import REFERENCE, choose_backend
 from anl_kernels.balance import Balance
 from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.collectives import add_up_
+from anl_kernels.distributed.local_parts import is_dtensor
 from anl_kernels.distributed.row_shards import RowShards
 from anl_kernels.interface import RowRequest, accumulator_dtype
 from anl_kernels.labels import is_ignored
@@ -251,7 +252,9 @@ def _filled(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype
 
 def _running(balance: Balance, terms: Terms, like: Tensor) -> Tensor:
     """The state; raise ValueError unless it fits."""
-    running = balance.running
+    running: Any = balance.running
+    if running is not None and is_dtensor(running):  # as distribute_module makes of buffers
+        running = running.to_local()
     if running is None:
         raise ValueError(
             "class_scale='running' needs a mean that is kept from call to call: use a module, such "

@@ -63,7 +63,9 @@ def test_backends(mode, kernels, device):
 @modes
 def test_heads(mode, device):
     eager = ak.LinearRobustLoss(nn.Linear(4, 6), ANL, class_scale=mode).to(device)
-    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        copy.deepcopy(eager), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     batches = [problem((rows, 6), torch.float32, device) for rows in (5, 7)]
     assert_trains_alike(compiled, eager, [(z[:, :4], y) for z, y in batches])
 
@@ -105,7 +107,9 @@ def test_a_transform_inside(mode, device):
     module = ak.RobustLoss(ANL, class_scale=mode).to(device).eval()
     logits, target = problem((5, 6), torch.float32, device)
     compiled = torch.compile(
-        lambda z: torch.func.grad(lambda x: module(x, target))(z), fullgraph=True, backend="aot_eager"
+        lambda z: torch.func.grad(lambda x: module(x, target))(z),
+        fullgraph=True,
+        backend="aot_eager",
     )
     given = leaf(logits)
     module(given, target).backward()

@@ -137,9 +137,7 @@ def test_a_running_mean_is_an_argument_of_transforms(backend, device):
 
     state = {"running_summands": torch.zeros(2, dtype=torch.float64, device=device)}
     made = grad(loss)(logits, state)
-    _, wanted = loss_and_grad(
-        logits, target, CASES["ANL-CE"], class_scale=balance_at_zero(device)
-    )
+    _, wanted = loss_and_grad(logits, target, CASES["ANL-CE"], class_scale=balance_at_zero(device))
     torch.testing.assert_close(made, wanted)
     assert not module.running_summands.any()
     for call in (lambda: grad(module)(logits, target), lambda: vmap(module)(logits, target)):

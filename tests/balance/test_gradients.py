@@ -376,15 +376,11 @@ def test_aux_is_that_of_the_plain_loss(mode, backend, device):
     _, wanted = ak.robust_loss(logits, target, SOME["mixed"], return_aux=names)
     balance = balance_of(mode, SOME["mixed"], 6, device)
     for leaf in (logits, logits.clone().requires_grad_()):
-        _, aux = ak.robust_loss(
-            leaf, target, SOME["mixed"], class_scale=balance, return_aux=names
-        )
+        _, aux = ak.robust_loss(leaf, target, SOME["mixed"], class_scale=balance, return_aux=names)
         for name in names:
             assert torch.equal(getattr(aux, name), getattr(wanted, name)), name
             assert not getattr(aux, name).requires_grad
-    _, some = ak.robust_loss(
-        leaf, target, SOME["mixed"], class_scale=balance, return_aux=("lse",)
-    )
+    _, some = ak.robust_loss(leaf, target, SOME["mixed"], class_scale=balance, return_aux=("lse",))
     assert some.term_losses is None
     assert some.denominators is None
 

@@ -143,9 +143,10 @@ def test_a_second_derivative(mode, quick_backend, device):
     head = random_head((3,), device=device)
     options = {"class_scale": balance_of(mode, SOME["ANL-CE"], 9, device, training=False)}
     seconds = []
-    for call in (ak.linear_robust_loss, lambda h, w, y, t, b, **o: ak.robust_loss(
-        logits_of(h, w, b), y, t, **o
-    )):
+    for call in (
+        ak.linear_robust_loss,
+        lambda h, w, y, t, b, **o: ak.robust_loss(logits_of(h, w, b), y, t, **o),
+    ):
         own = head.leaves()
         loss = call(*own[:2], own.target, SOME["ANL-CE"], own.bias, **options)
         grads = torch.autograd.grad(loss, own.parameters, create_graph=True)
