@@ -105,7 +105,10 @@ def test_torch_func(mode, backend, device):
         made = loss(forward_ad.make_dual(logits, tangent), target)
         torch.testing.assert_close(forward_ad.unpack_dual(made).tangent, derivative)
     batches, labels = logits.view(2, 2, 6), target.view(2, 2)
-    each = [loss_and_grad(*pair, terms, class_scale=balance) for pair in zip(batches, labels)]
+    each = [
+        loss_and_grad(*pair, terms, class_scale=balance)
+        for pair in zip(batches, labels, strict=True)
+    ]
     torch.testing.assert_close(vmap(loss)(batches, labels), torch.stack([v for v, _ in each]))
     by_batch = vmap(grad(loss))(batches, labels)
     torch.testing.assert_close(by_batch, torch.stack([g for _, g in each]))

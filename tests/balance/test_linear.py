@@ -10,7 +10,6 @@ from tests.helpers import error
 from tests.linear.heads import chunks_of, fused, logits_of, random_head, unfused
 
 modes = pytest.mark.parametrize("mode", MODES)
-quick = pytest.mark.usefixtures("quick")
 
 
 def expected(head, terms, mode, row_scale, running=None):
