@@ -35,7 +35,7 @@ def label_scale(
     if num_classes is None or not wanted or recorded_for_others():
         return _by_formula(target, ignore_index, dtype, mean)
     here: Any = torch.ops.anl_kernels
-    if CPU in eager and not is_compiling():
+    if not is_compiling() and CPU in eager:
         here = eager[CPU]
     return here.label_scale(target, num_classes, ignore_index, dtype, mean, argument)
 

@@ -54,7 +54,7 @@ class Where(NamedTuple):
         """Call an operator of rows."""
         if self.group:
             return getattr(torch.ops.anl_kernels, f"sharded_{name}")(*args, *self)
-        if self.backend not in eager or is_compiling():
+        if is_compiling() or self.backend not in eager:
             load_backend(self.backend)
         # A subclass is asked by torch.ops alone what it makes of a call.
         here = _NAMESPACES if is_compiling() or type(args[0]) not in PLAIN else eager

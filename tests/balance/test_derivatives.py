@@ -58,7 +58,7 @@ def test_double_backward(terms, mode, reduction, backend, device):
 
 
 @modes
-def test_double_backward_by_weights(mode, backend, device):
+def test_double_backward_by_weights(mode, quick, device):
     """Those of rows and terms enter the plain value alone, and their gradient is a value too."""
     logits, target = problem((4, 6), device=device)
     balance = balance_of(mode, 0.7 * ak.NCE() + ak.NNCE(), 6, device, training=False)
@@ -75,7 +75,7 @@ def test_double_backward_by_weights(mode, backend, device):
 
 
 @over_stated()
-def test_gradcheck_where_the_factor_is_a_function(terms, backend, device):
+def test_gradcheck_where_the_factor_is_a_function(terms, quick, device):
     """A running mean that stays, its factor divided out of the weight, leaves the plain loss."""
     logits, target = problem((3, 5), device=device)
     state = torch.tensor([1 / 5 if t.normalised else 3.0 for t in terms.terms], device=device)

@@ -19,7 +19,7 @@ from tests.balance.definitions import (
 from tests.cases import CASES, over
 from tests.forms import FORMS, forced
 from tests.helpers import error, loss_and_grad
-from tests.test_layouts import ALL, labels_for, make
+from tests.test_layouts import labels_for, make
 
 SHAPES = [(7,), (5, 6), (2, 6, 4), (2, 6, 2, 3)]
 SLACK = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -52,16 +52,17 @@ def assert_right(logits, target, terms, mode, reduction="mean", row_scale=1.0, *
     assert error(grad, wanted[1]) <= 4 * slack + rounding
 
 
-@modes
 @over([*NORMALISED, "ANL-CE", "ANL-FL", "all"])
-def test_terms(terms, mode, backend, device, poisoned):
-    assert_right(*problem((5, 6), device=device), terms, mode)
+def test_terms(terms, backend, device, poisoned):
+    """Of what is interpreted two modes say it: "batch" takes what "row" and "running" have."""
+    for mode in ("row", "running") if backend == "triton" else MODES:
+        assert_right(*problem((5, 6), device=device), terms, mode)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @modes
 def test_shapes_and_reductions(mode, reduction, backend, device, poisoned):
-    for shape in SHAPES:
+    for shape in SHAPES[2:] if backend == "triton" else SHAPES:
         assert_right(*problem(shape, device=device), SOME["mixed"], mode, reduction)
 
 
@@ -70,15 +71,14 @@ def test_shapes_and_reductions(mode, reduction, backend, device, poisoned):
 def test_dtypes(mode, dtype, backend, device, poisoned):
     """In one pass, and recomputed."""
     for reduction in ("sum", "none"):
-        for terms in (SOME["ANL-CE"], SOME["mixed"]):
-            assert_right(*problem((5, 6), dtype, device), terms, mode, reduction)
+        assert_right(*problem((5, 6), dtype, device), SOME["mixed"], mode, reduction)
 
 
 @pytest.mark.parametrize("form", FORMS, ids="-".join)
 @modes
 def test_forms_of_gpus(mode, form, device, monkeypatch, poisoned):
     with forced(*form, monkeypatch):
-        for reduction in ("sum", "none"):
+        for reduction in ("sum", "none")[: 1 + (form[0] == "cuda")]:
             logits, target = problem((3, 37), torch.float32, device)
             assert_right(logits, target, SOME["mixed"] + ak.NNCE(), mode, reduction)
 
@@ -92,11 +92,11 @@ def test_long_rows_and_tiles_of_the_cpu(mode, shape, poisoned):
         assert_right(*problem(shape, torch.float64), terms, mode, "none")
 
 
-@pytest.mark.parametrize("layout", ALL)
+@pytest.mark.parametrize(
+    "layout", ["one-row", "transposed", "columns-strided", "channels_last", "5d", "4d-window"]
+)
 @modes
-def test_layouts(mode, layout, backend, device, poisoned):
-    if backend == "triton" and layout not in ("4d", "transposed", "channels_last", "4d-window"):
-        pytest.skip("interpreted kernels are slow")
+def test_layouts(mode, layout, kernels, device, poisoned):
     logits = make(layout, device, torch.float32)
     before = logits.clone()
     assert_right(logits, labels_for(logits), CASES["ANL-CE"], mode)

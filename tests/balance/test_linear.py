@@ -24,19 +24,10 @@ def expected(head, terms, mode, row_scale, running=None):
     return [losses.sum(), of_hidden, grad.t() @ hidden, grad.sum(0)]
 
 
-@pytest.fixture(params=["reference", "cuda", "cpu"])
-def quick_backend(request):
-    """Without Triton, which is interpreted."""
-    from tests.backends import running_on
-
-    with running_on(request.param):
-        yield request.param
-
-
 @pytest.mark.parametrize("skip_ignored", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @modes
-def test_values(mode, dtype, skip_ignored, quick_backend, device, poisoned):
+def test_values(mode, dtype, skip_ignored, quick, device, poisoned):
     """Recomputed in float64, in one pass otherwise; a chunk of rows at a time."""
     terms = SOME["mixed"]
     head = random_head(dtype=dtype, device=device).with_ignored(1, 5)
@@ -53,7 +44,7 @@ def test_values(mode, dtype, skip_ignored, quick_backend, device, poisoned):
 
 
 @modes
-def test_weights_softcap_and_shapes(mode, quick_backend, device):
+def test_weights_softcap_and_shapes(mode, quick, device):
     head = random_head((2, 5), device=device).with_ignored(1)
     options = {
         "class_scale": balance_of(mode, SOME["ANL-FL"], 9, device, training=False),
@@ -81,7 +72,7 @@ def test_on_triton(mode, device):
 
 
 @modes
-def test_learned_weights(mode, quick_backend, device):
+def test_learned_weights(mode, quick, device):
     """Theirs are the plain gradients, in a frozen head too."""
     head = random_head(device=device).with_ignored(1)
     sample_weight = torch.rand(11, dtype=torch.float64, device=device)
@@ -105,7 +96,7 @@ def test_learned_weights(mode, quick_backend, device):
 
 
 @modes
-def test_the_module(mode, quick_backend, device):
+def test_the_module(mode, quick, device):
     """It keeps its own running mean, as the loss of logits does."""
     torch.manual_seed(0)
     layer = nn.Linear(6, 9).double().to(device)
@@ -138,7 +129,7 @@ def test_autocast(mode, device):
 
 
 @modes
-def test_a_second_derivative(mode, quick_backend, device):
+def test_a_second_derivative(mode, quick, device):
     head = random_head((3,), device=device)
     options = {"class_scale": balance_of(mode, SOME["ANL-CE"], 9, device, training=False)}
     seconds = []

@@ -30,7 +30,7 @@ def gradients_by_label(logits, terms, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("terms", CASES.values(), ids=CASES)
 def test_over_labels_and_over_classes(terms, mode, backend, device):
-    logits = 3 * torch.randn(3, 8, dtype=torch.float64, device=device)
+    logits = 3 * torch.randn(2, 4, dtype=torch.float64, device=device)
     grads = gradients_by_label(logits, terms, mode)
     assert grads.abs().amax() > 1e-3
     bound = 1e-13 * grads.abs().sum(0).amax()
@@ -38,7 +38,7 @@ def test_over_labels_and_over_classes(terms, mode, backend, device):
     assert grads.sum(1).abs().amax() <= bound
 
 
-@pytest.mark.parametrize("num_classes", [10, 1000, 30000])
+@pytest.mark.parametrize("num_classes", [10, 3000])
 def test_the_size_does_not_shrink_with_the_classes(num_classes, kernels, device):
     """At uniform logits NCE balanced by row is cross entropy less its mean over labels."""
     logits = torch.zeros(2, num_classes, device=device)

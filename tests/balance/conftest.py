@@ -1,0 +1,1 @@
+from tests.linear.conftest import quick  # noqa: F401
