@@ -13,6 +13,7 @@ from tests.test_compile import COMPILERS
 
 ANL = 1.0 * ak.NCE() + 2.0 * ak.NNCE()
 modes = pytest.mark.parametrize("mode", MODES)
+of_batches = pytest.mark.parametrize("mode", ["batch", "running"])
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -63,14 +64,13 @@ def test_inductor(compiler, device):
     assert_modules_alike("running", compiler, device, [(5, 6)])
 
 
-@modes
-def test_backends(mode, kernels, device):
-    eager = ak.RobustLoss(ANL, class_scale=mode).to(device)
+def test_backends(kernels, device):
+    eager = ak.RobustLoss(ANL, class_scale="running").to(device)
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend="aot_eager")
     assert_trains_alike(compiled, eager, [problem((5, 6), torch.float32, device)])
 
 
-@modes
+@of_batches
 def test_heads(mode, device):
     eager = ak.LinearRobustLoss(nn.Linear(4, 6), ANL, class_scale=mode).to(device)
     compiled = torch.compile(
@@ -80,10 +80,9 @@ def test_heads(mode, device):
     assert_trains_alike(compiled, eager, [(logits[:, :4], target)])
 
 
-@modes
-def test_a_step_with_learned_weights(mode, device):
+def test_a_step_with_learned_weights(device):
     alpha = nn.Parameter(torch.tensor(0.7, device=device))
-    module = ak.RobustLoss(alpha * ak.NCE() + ak.GCE(), class_scale=mode).to(device)
+    module = ak.RobustLoss(alpha * ak.NCE() + ak.GCE(), class_scale="running").to(device)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     logits, target = problem((5, 6), torch.float32, device)
     compiled(leaf(logits), target).backward()
@@ -92,7 +91,7 @@ def test_a_step_with_learned_weights(mode, device):
     torch.testing.assert_close(found, alpha.grad)
 
 
-@modes
+@of_batches
 def test_functions(mode, device):
     state = torch.zeros(2, device=device) if mode == "running" else None
 
@@ -112,7 +111,7 @@ def test_functions(mode, device):
         torch.testing.assert_close(state, eager.running_summands)
 
 
-@modes
+@of_batches
 def test_a_transform_inside(mode, device):
     module = ak.RobustLoss(ANL, class_scale=mode).to(device).eval()
     logits, target = problem((5, 6), torch.float32, device)
@@ -126,11 +125,9 @@ def test_a_transform_inside(mode, device):
     torch.testing.assert_close(compiled(logits), given.grad)
 
 
-@modes
-def test_exported(mode, device):
-    module = ak.RobustLoss(ANL, class_scale=mode).to(device)
+@pytest.mark.parametrize("training", [True, False])
+def test_exported(training, device):
+    module = ak.RobustLoss(ANL, class_scale="running").to(device).train(training)
     logits, target = problem((5, 6), torch.float32, device)
-    for training in (True, False):
-        module.train(training)
-        program = torch.export.export(module, (logits, target), strict=mode != "batch")
-        torch.testing.assert_close(program.module()(logits, target), module(logits, target))
+    program = torch.export.export(module, (logits, target), strict=training)
+    torch.testing.assert_close(program.module()(logits, target), module(logits, target))

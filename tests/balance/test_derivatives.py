@@ -35,7 +35,7 @@ def surrogate(logits, target, terms, factors, row_scale):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @modes
 @over_stated()
-def test_double_backward(terms, mode, reduction, backend, device):
+def test_double_backward(terms, mode, reduction, quick, device):
     logits, target = problem((4, 6), device=device)
     balance = balance_of(mode, terms, 6, device, training=False)
     up = torch.rand(4 if reduction == "none" else (), dtype=torch.float64, device=device)
@@ -115,7 +115,7 @@ def test_torch_func(mode, backend, device):
 
 
 @modes
-def test_forward_over_reverse_is_reverse_over_reverse(mode, backend, device):
+def test_forward_over_reverse_is_reverse_over_reverse(mode, quick, device):
     """A tangent must not find its way into the factor."""
     logits, target = problem((4, 6), device=device)
     balance = balance_of(mode, SOME["mixed"], 6, device, training=False)
@@ -131,7 +131,7 @@ def test_forward_over_reverse_is_reverse_over_reverse(mode, backend, device):
     assert error(forwards, backwards) <= 1e-11
 
 
-def test_a_running_mean_is_an_argument_of_transforms(backend, device):
+def test_a_running_mean_is_an_argument_of_transforms(quick, device):
     logits, target = problem((4, 6), device=device)
     module = ak.RobustLoss(CASES["ANL-CE"], class_scale="running").to(device).double()
 

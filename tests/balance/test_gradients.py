@@ -104,7 +104,7 @@ def test_layouts(mode, layout, kernels, device, poisoned):
 
 
 @modes
-def test_class_weights_and_weights_of_rows(mode, backend, device):
+def test_class_weights_and_weights_of_rows(mode, quick, device):
     """They scale rows, and enter no mean of denominators."""
     logits, target = problem((5, 6), device=device)
     weight, sample_weight = torch.rand(6, device=device), torch.rand(5, device=device)
@@ -124,7 +124,7 @@ def test_class_weights_and_weights_of_rows(mode, backend, device):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("learns", [True, False])
 @modes
-def test_learned_weights_have_the_plain_gradient(mode, learns, reduction, backend, device):
+def test_learned_weights_have_the_plain_gradient(mode, learns, reduction, quick, device):
     """Of rows and of terms; whether or not logits learn too."""
     logits, target = problem((5, 6), device=device)
     numbers = {"dtype": torch.float64, "device": device}
@@ -156,7 +156,7 @@ def test_learned_weights_have_the_plain_gradient(mode, learns, reduction, backen
 
 
 @modes
-def test_an_upstream_gradient_for_each_row(mode, backend, device):
+def test_an_upstream_gradient_for_each_row(mode, quick, device):
     logits, target = problem((2, 6, 4), device=device)
     up = torch.randn(2, 4, dtype=torch.float64, device=device)
     balance = balance_of(mode, SOME["mixed"], 6, device, training=False)
@@ -169,7 +169,7 @@ def test_an_upstream_gradient_for_each_row(mode, backend, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @modes
-def test_inplace(mode, dtype, backend, device):
+def test_inplace(mode, dtype, quick, device):
     logits, target = problem((5, 6), dtype, device)
     for reduction in ("mean", "none"):
         results = []
@@ -193,7 +193,7 @@ def test_inplace_leaves_the_gradient_where_the_logits_were(mode, kernels, device
 
 
 @modes
-def test_a_second_backward(mode, backend, device):
+def test_a_second_backward(mode, quick, device):
     for dtype in (torch.float32, torch.float64):
         logits, target = problem((5, 6), dtype, device)
         leaf = logits.requires_grad_()
@@ -204,7 +204,7 @@ def test_a_second_backward(mode, backend, device):
 
 
 @modes
-def test_same_bits_twice(mode, backend, device):
+def test_same_bits_twice(mode, quick, device):
     for reduction in ("mean", "none"):
         logits, target = problem((5, 6), torch.float32, device)
         first, second = (
@@ -221,7 +221,7 @@ def test_same_bits_twice(mode, backend, device):
 
 
 @modes
-def test_a_hook_and_an_accumulated_gradient(mode, backend, device):
+def test_a_hook_and_an_accumulated_gradient(mode, quick, device):
     logits, target = problem((5, 6), torch.float32, device)
     options = {"class_scale": balance_of(mode, SOME["ANL-CE"], 6, device, training=False)}
     _, wanted = loss_and_grad(logits, target, SOME["ANL-CE"], **options)
@@ -249,7 +249,7 @@ def test_logits_written_to_between_forward_and_backward(mode, kernels, device):
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @modes
-def test_no_row_that_counts(mode, reduction, backend, device):
+def test_no_row_that_counts(mode, reduction, quick, device):
     for num_rows in (3, 0):
         logits = torch.randn(num_rows, 6, device=device)
         target = torch.full((num_rows,), IGNORE, device=device)
@@ -335,7 +335,7 @@ def test_nan_is_of_its_row(mode, backend, device):
 
 
 @modes
-def test_padded_classes(mode, backend, device):
+def test_padded_classes(mode, quick, device):
     """Columns beyond ``num_classes`` are none."""
     logits, target = problem((4, 6), device=device)
     padded = torch.cat([logits, torch.full((4, 3), 50.0, device=device)], 1)
@@ -349,7 +349,7 @@ def test_padded_classes(mode, backend, device):
 
 
 @modes
-def test_without_normalised_terms_nothing_changes(mode, backend, device):
+def test_without_normalised_terms_nothing_changes(mode, quick, device):
     logits, target = problem((4, 6), torch.float32, device)
     balance = balance_of(mode, ak.GCE() + ak.MAE(), 6, device)
     before = None if balance.running is None else balance.running.clone()
@@ -359,7 +359,7 @@ def test_without_normalised_terms_nothing_changes(mode, backend, device):
 
 
 @modes
-def test_without_gradients_it_is_the_plain_call(mode, backend, device):
+def test_without_gradients_it_is_the_plain_call(mode, quick, device):
     logits, target = problem((4, 6), torch.float32, device)
     balance = balance_of(mode, SOME["mixed"], 6, device)
     before = None if balance.running is None else balance.running.clone()
