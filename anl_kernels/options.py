@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from typing_extensions import TypedDict
 
 from anl_kernels.balance import Balance, Over
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     from anl_kernels.distributed.class_shards import ClassShards
 
 Reduction = Literal["mean", "sum", "none"]
+_AUTO_IS_OLD = (
+    "class_scale='auto' is deprecated: it leaves NCE at 1/23 of cross entropy's gradient, and "
+    "makes NNCE's largest grow with the number of classes; pass 'batch' or 'row', which bring both "
+    "to the size of cross entropy's (docs/many_classes.md), or the number that it stood for, "
+    "max(1, K * log(K)) / (10 * log(10))"
+)
 ClassScale = float | Over | Literal["auto"] | Balance
 AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs", "denominators")
 BY_NAME = ("probs", "denominators")
@@ -101,6 +109,8 @@ def check_class_scale(class_scale: Any) -> float | Literal["auto"] | Balance:
     if isinstance(class_scale, str) and class_scale in ("row", "batch", "running"):
         return Balance(class_scale)  # type: ignore[arg-type]
     if isinstance(class_scale, str) and class_scale == "auto":
+        if not is_compiling():
+            warnings.warn(_AUTO_IS_OLD, DeprecationWarning, stacklevel=2)
         return "auto"
     scale = class_scale if type(class_scale) is float else as_number(class_scale)
     # Compared, not asked with math.isfinite, which torch.compile(dynamic=True) cannot trace.

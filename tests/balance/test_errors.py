@@ -121,3 +121,8 @@ def test_repr():
     assert repr(moved) == "Balance('running', momentum=0.5, running=a tensor of shape (2,))"
     text = repr(ak.RobustLoss(ak.NCE(), class_scale="running"))
     assert text == "RobustLoss(1.0 * NCE(), class_scale=Balance('running'))"
+
+
+def test_auto_says_what_to_pass_instead():
+    with pytest.warns(DeprecationWarning, match=r"class_scale='auto'.*'batch'.*K \* log\(K\)"):
+        ak.RobustLoss(ak.NCE(), class_scale="auto")
