@@ -62,8 +62,9 @@ def compute_loss_func(
           mean. A tensor on the device of the logits is not waited for.
 
     Raises:
-        TypeError: terms is not a term or has learned weights, or an option is unknown. By the
-            result, if labels are None or there are no logits.
+        TypeError: terms is not a term or has learned weights, an option is unknown, or
+            class_scale="running" comes without a tensor for its mean, which no module of the model
+            would save. By the result, if labels are None or there are no logits.
         ValueError: an option has a value it cannot have. By the result, if shift is "auto" and the
             outputs do not tell, labels do not fit, or num_items_in_batch is negative, or several
             numbers.
