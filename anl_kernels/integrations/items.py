@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anl_kernels.balance import Balance
 from anl_kernels.checks import check_label_dtype
 from anl_kernels.integrations.shift import Shift, ask_for_shift
 from anl_kernels.interface import accumulator_dtype
 from anl_kernels.losses import Criterion, RobustLoss
+from anl_kernels.rows.prepare import balance_of
 from anl_kernels.terms import Term, Terms
 
 
@@ -44,8 +44,8 @@ class ItemLoss:
                 "given them; make ak.RobustLoss or ak.LinearRobustLoss with them a module of the "
                 "model, which registers them, and call it in the model's forward"
             )
-        balance = self.mean.options.get("class_scale")
-        if isinstance(balance, Balance) and balance.over == "running" and balance.running is None:
+        balance = balance_of(options.get("class_scale", 1.0))
+        if balance is not None and balance.over == "running" and balance.running is None:
             raise TypeError(
                 "class_scale='running' keeps a mean, which no module of the model would save here; "
                 "pass class_scale='batch' or 'row', or ak.Balance('running', running=tensor) with "
