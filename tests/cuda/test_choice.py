@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 import anl_kernels as ak
 from anl_kernels import report
 from anl_kernels.backends import choice
-from anl_kernels.backends.choice import Backend, best, choose_backend, why_not
+from anl_kernels.backends.choice import best, choose_backend, why_not
 from tests.backends import forget, operators_of
 
 GPU = torch.cuda.is_available()
@@ -171,15 +171,17 @@ def test_every_rule_says_where_it_comes_from():
 @pytest.fixture
 def fake_gpu(machine):
     """An H100 and kernels for it, less those that ``without`` names; ``rows`` makes logits."""
-    able = Backend(lambda: None, lambda: "cuda", None)
-    kernels = {"triton": able, "cuda": able}
+    able = {
+        name: choice.BACKENDS[name]._replace(why_not=lambda: None) for name in ("triton", "cuda")
+    }
+    kernels = {name: of._replace(device_type=lambda: "cuda") for name, of in able.items()}
     machine.setattr(choice, "BACKENDS", kernels)
     machine.setattr(choice, "_why_not_compiled_for", lambda index: None)
     machine.setattr(choice, "_warned", {"cuda"})
     machine.setattr(torch.cuda, "get_device_capability", lambda index: H100)
 
     def without(name):
-        kernels[name] = able._replace(why_not=lambda: "not built")
+        kernels[name] = kernels[name]._replace(why_not=lambda: "not built")
         forget()
 
     def rows(*shape, **options):
