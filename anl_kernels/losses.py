@@ -61,10 +61,11 @@ class Criterion(nn.Module):
 
     def current_options(self) -> dict[str, Any]:
         """The options, a running mean with the buffer and the mode that the module has now."""
-        if self.running_summands is None:
+        running = self._buffers.get("running_summands")  # a module of an old pickle has none
+        given = self.options.get("class_scale")
+        if running is None or not isinstance(given, Balance) or given.over != "running":
             return self.options
-        given: Balance = self.options["class_scale"]
-        now = replace(given, running=self.running_summands, training=self.training)
+        now = replace(given, running=running, training=self.training)
         return self.options | {"class_scale": now}
 
     def _first_summands(self) -> Tensor | None:

@@ -79,6 +79,8 @@ def balanced_loss(
     if not (torch.is_grad_enabled() and any(t.normalised for t in terms.terms)):
         return compute(row_scale, terms, aux=aux)  # the value is the plain one
     moves = running is not None and balance.training
+    if moves and choose_backend(row_scale, terms) == REFERENCE:
+        _check_not_computed_again()
     scale, weights = row_scale.detach(), _weights(terms, row_scale)
     constant = weights.detach()
     means_of = partial(mean_denominators, balance=balance, ignore_index=ignore_index, rows=rows)
@@ -267,6 +269,17 @@ def _running(balance: Balance, terms: Terms, like: Tensor) -> Tensor:
             f"{shown(running)} on {running.device}"
         )
     return running
+
+
+def _check_not_computed_again() -> None:
+    """Formulas computed again for backward would see the mean that has moved by then."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        raise RuntimeError(
+            "class_scale='running' cannot be used inside a saved-tensor hook, as "
+            "torch.utils.checkpoint with use_reentrant=False has, where the loss is computed by "
+            "formulas: it would be computed again with a mean that has moved; leave the loss out "
+            "of the checkpoint, or pass class_scale='batch' or 'row'"
+        )
 
 
 def _started(running: Tensor, terms: Terms, num_classes: int) -> Tensor:

@@ -17,7 +17,8 @@
 namespace anl::cpu {
 
 inline bool is_plain(const Tensor& tensor) {
-  return tensor.is_cpu() && tensor.layout() == at::kStrided && !tensor.is_nested();
+  return tensor.is_cpu() && tensor.layout() == at::kStrided && !tensor.is_nested() &&
+         !tensor.is_neg() && !tensor._is_zerotensor();
 }
 
 // Whether the checks of anl_kernels/checks.py would have nothing against the tensors.

@@ -163,6 +163,28 @@ def test_checkpointed(device):
         assert module.running_summands.any()
 
 
+def test_formulas_are_not_checkpointed(device):
+    """They would be computed again with the mean that the first time has moved."""
+    logits, target = problem((3, 7), device=device)
+    module = ak.RobustLoss(ANL, class_scale="running").to(device)
+    leaf = logits.float().requires_grad_()
+    with ak.use_backend("reference"):
+        with pytest.raises(RuntimeError, match=r"'running'.*use_reentrant.*'batch'"):
+            checkpoint(module, leaf, target, use_reentrant=False)
+        assert checkpoint(module.eval(), leaf, target, use_reentrant=False).isfinite()
+
+
+@pytest.mark.parametrize("scale", [1.0, ak.Balance("batch"), None])
+def test_an_option_that_is_changed_later(scale, device):
+    logits, target = problem((3, 7), device=device)
+    module = ak.RobustLoss(ANL, class_scale="running").to(device)
+    if scale is None:
+        del module.options["class_scale"]
+    else:
+        module.options["class_scale"] = scale
+    assert torch.allclose(module(logits, target), ak.robust_loss(logits, target, ANL))
+
+
 def test_only_running_keeps_something(device):
     for scale in (1.0, "auto", "row", "batch", ak.Balance("batch")):
         assert not ak.RobustLoss(ANL, class_scale=scale).state_dict()

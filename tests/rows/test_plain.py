@@ -1,7 +1,9 @@
 """Plain calls, which go a short way: what they compute, and what does not go there."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -222,3 +224,29 @@ def test_the_functions_keep_their_terms():
     alpha = torch.tensor(5.0, requires_grad=True)
     (grad,) = torch.autograd.grad(ak.anl(logits, target, alpha), alpha)
     torch.testing.assert_close(grad, ak.nce(logits, target).detach())
+
+
+class Held(ak.MAE):
+    """A user's term, which may hold what must not be kept."""
+
+    def __init__(self, what):
+        super().__init__()
+        object.__setattr__(self, "what", what)
+
+
+def test_what_a_users_term_holds_is_not_kept():
+    held = torch.ones(3)
+    seen = weakref.ref(held)
+    with ak.use_backend("auto"):
+        ak.robust_loss(*rows(), Held(held))
+    del held
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_target_that_is_not_what_its_memory_says():
+    logits, target = rows()
+    for lazy in (torch._neg_view(-target), torch._efficientzerotensor((4,), dtype=torch.int64)):
+        assert not taken(logits, lazy)
+        expected = ak.robust_loss(logits, lazy.clone(), TERMS)
+        assert torch.equal(ak.robust_loss(logits, lazy, TERMS), expected)
