@@ -18,6 +18,8 @@ import torch
 from next_token_demo.data import SKIPPED_DIRECTORIES, UNKNOWN, source_files, tokenise
 from torch import Tensor
 
+import anl_kernels as ak
+
 SOURCES = {"stdlib": (), "wide": ("torch", "numpy", "matplotlib")}
 """Packages whose files are read beside the standard library: those that every example needs."""
 HELD_OUT = 0.1
@@ -91,12 +93,14 @@ def split(
     num_train: int,
     num_held_out: int,
     context: int = 4,
+    noise_kind: str = "symmetric",
 ) -> Split:
     """Split by file, number the training files' tokens by frequency, draw windows, add noise.
 
     Class 0 is every token that is not among the ``num_classes - 1`` most frequent; no window has
-    it as its label. Symmetric noise, in training alone: exactly a share ``noise`` of the labels
-    becomes another class, any of the others alike.
+    it as its label. Noise is in training alone. Symmetric: exactly a share ``noise`` of the labels
+    becomes another class, any of the others alike. "pair": that share of each class becomes the
+    class after it, which is the next token in the order of frequency.
 
     Raises:
         SystemExit: the training files have fewer distinct tokens than classes.
@@ -127,7 +131,10 @@ def split(
         chosen = rng.choice(mine, min(wanted, len(mine)), replace=False)
         clean = labels[chosen]
         context_ids = labels[chosen[:, None] + np.arange(-context, 0)]
-        given = flip(clean, num_classes, share, rng)
+        if noise_kind == "pair":
+            given = np.asarray(ak.noise.pair(clean, share, num_classes, seed=seed).labels)
+        else:
+            given = flip(clean, num_classes, share, rng)
         return Windows(*map(torch.from_numpy, (context_ids, clean, given)))
 
     choice, test = windows(0, num_held_out), windows(1, num_held_out)

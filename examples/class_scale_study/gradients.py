@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import anl_kernels as ak
-from anl_kernels.terms import Term
+from anl_kernels.terms import Term, Terms
+
+from .losses import auto_scale
 
 CLASSES = (10, 100, 1000, 10_000, 50_000, 128_256)
 NAMED: dict[str, Term] = {
@@ -23,6 +25,16 @@ NAMED: dict[str, Term] = {
 RELATIVE_MIN_PROBS = (0.1, 1e-2, 1e-3, 1e-4)
 """min_prob times K."""
 PAPER_MIN_PROBS = (1e-7, 1e-8)
+BALANCED: dict[str, Terms | Term] = {
+    "NCE": ak.NCE(),
+    "NNCE": ak.NNCE(),
+    "ANL(1,1)": ak.NCE() + ak.NNCE(),
+    "RelativeGCE(0.7)": ak.RelativeGCE(q=0.7),
+}
+NORMALISED = ("NCE", "NNCE", "ANL(1,1)")
+BALANCES = (1.0, "row", "batch")
+LATE = (0.5, 0.9, 0.99, 0.999)
+"""What a network gives the class that it prefers, late in training."""
 RESTS = [10 ** (-step / 8) for step in range(1, 41)]
 """Probabilities of the other classes together at which the largest gradient is looked for."""
 
@@ -40,10 +52,12 @@ def expected_at_uniform(name: str, K: int, min_prob: float = 1e-7) -> float:
     return factor * math.sqrt((K - 1) / K)
 
 
-def norms(terms: Term, logits: Tensor, class_scale: float | str = 1.0) -> Tensor:
-    """Norm of the gradient of each row's loss; the label is class 0."""
+def norms(
+    terms: Term | Terms, logits: Tensor, class_scale: float | str = 1.0, label: int = 0
+) -> Tensor:
+    """Norm of the gradient of each row's loss."""
     logits = logits.clone().requires_grad_()
-    target = torch.zeros(len(logits), dtype=torch.int64)
+    target = torch.full((len(logits),), label)
     options = {"reduction": "sum", "class_scale": class_scale}
     ak.robust_loss(logits, target, terms, **options).backward()
     return logits.grad.norm(dim=1)
@@ -89,7 +103,7 @@ def gradient_record() -> dict[str, Any]:
                 "loss": name,
                 "measured": at_uniform(term, K),
                 "derived": expected_at_uniform(name, K),
-                "auto": at_uniform(term, K, "auto"),
+                "auto": at_uniform(term, K, auto_scale(K)),
                 "largest": largest(term, K),
             }
             for K in CLASSES
@@ -101,10 +115,28 @@ def gradient_record() -> dict[str, Any]:
                 "min_prob": min_prob,
                 "measured": at_uniform(ak.NNCE(min_prob=min_prob), K),
                 "derived": expected_at_uniform("NNCE", K, min_prob),
-                "auto": at_uniform(ak.NNCE(min_prob=min_prob), K, "auto"),
+                "auto": at_uniform(ak.NNCE(min_prob=min_prob), K, auto_scale(K)),
                 "largest": largest(ak.NNCE(min_prob=min_prob), K),
             }
             for K in CLASSES
             for min_prob in min_probs(K)
         ],
     }
+
+
+def balance_record() -> list[dict[str, Any]]:
+    """Norms of balanced losses at uniform logits, and of rows that prefer the label or another."""
+    return [
+        {
+            "num_classes": K,
+            "loss": name,
+            "balance": balance,
+            "uniform": at_uniform(terms, K, balance),
+            "right": norms(terms, rows, balance, label=0).tolist(),
+            "wrong": norms(terms, rows, balance, label=1).tolist(),
+        }
+        for K in CLASSES
+        for rows in [torch.cat([peaked(1 - top, K) for top in LATE])]
+        for name, terms in BALANCED.items()
+        for balance in (BALANCES if name in NORMALISED else BALANCES[:1])
+    ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from . import balance
 from .train import Run
 
 Records = Iterable[dict[str, Any]]
@@ -205,5 +206,6 @@ STUDIES: dict[str, dict[str, Plan]] = {
         "longer": longer,
         "larger_recipe": larger_recipe,
     },
+    "balance": balance.PARTS,
 }
 """Each study, which is one JSON file, with its parts in order."""

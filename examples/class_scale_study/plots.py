@@ -1,4 +1,4 @@
-"""The two plots."""
+"""The three plots."""
 
 from __future__ import annotations
 
@@ -82,6 +82,40 @@ def draw_differences(axes: Axes, names: list[str], found: list[Summary]) -> None
     axes.set_xlabel(f"points above {REFERENCE}, same seed: mean and standard error")
     axes.set_yticks([])
     axes.grid(axis="x", alpha=0.3)
+
+
+RATE_STYLES = {
+    "CE": ("#777777", "-"),
+    "GCE(0.5)": ("#2e86ab", "--"),
+    "GCE(0.7)": ("#2e86ab", "-"),
+    "RelativeGCE(0.5)": ("#8a5aa8", "--"),
+    "RelativeGCE(0.7)": ("#8a5aa8", "-"),
+    "ANL(1,1) batch": ("#d1495b", "-"),
+}
+
+
+def rates_plot(path: Path, panels: dict[str, list[Record]]) -> None:
+    """Accuracy and wrong labels fitted over learning rates, a row for each optimiser."""
+    figure, rows = plt.subplots(
+        len(panels), 2, figsize=(11, 0.6 + 3.4 * len(panels)), layout="constrained", squeeze=False
+    )
+    for (left, right), (title, records) in zip(rows, panels.items(), strict=True):
+        for loss, (colour, line) in RATE_STYLES.items():
+            mine = sorted(having(records, loss=loss), key=lambda r: r["run"]["learning_rate"])
+            rates = [r["run"]["learning_rate"] for r in mine]
+            fitted = [100 * (r["wrong_fitted"] or 0.0) for r in mine]
+            for axes, points in ((left, [100 * last(r) for r in mine]), (right, fitted)):
+                axes.plot(rates, points, line, color=colour, marker="o", ms=4, label=loss)
+        left.set_title(title, loc="left", fontsize=10)
+        left.set_ylabel("clean held-out top-1 (%)")
+        right.set_ylabel("wrong labels fitted (%)")
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_xlabel("learning rate")
+            axes.grid(alpha=0.3)
+    handles = rows[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False)
+    save(figure, path)
 
 
 def save(figure: plt.Figure, path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,24 @@ class Study:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record: dict[str, Any] = {"environments": [], "sources": {}, "runs": []}
-        if path.exists():
-            self.record = json.loads(path.read_text("utf-8"))
+        self.read()
+
+    def read(self) -> None:
+        """Take what its file has by now."""
+        if self.path.exists():
+            self.record = json.loads(self.path.read_text("utf-8"))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing, and go on from what they have written."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # until it is closed
+            self.read()
+            yield
+        finally:
+            os.close(directory)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -33,11 +53,16 @@ class Study:
 
     def has(self, run: Run) -> bool:
         """Whether it has been run."""
-        wanted = asdict(run)
-        return any(record["run"] == wanted for record in self.runs)
+        return any(Run(**record["run"]) == run for record in self.runs)
 
     def add(self, run: Run, result: dict[str, Any]) -> None:
         """Note a run and where it took place, and write the file."""
+        with self.alone():
+            self.note(run, result)
+            self.write()
+
+    def note(self, run: Run, result: dict[str, Any]) -> None:
+        """Note a run and where it took place."""
         environment = {
             "commit": commit(),
             "versions": versions("numpy", "matplotlib"),
@@ -53,7 +78,6 @@ class Study:
             "distinct": tokens.num_distinct,
         }
         self.runs.append({"run": asdict(run), "environment": place, **result})
-        self.write()
 
     def write(self) -> None:
         """Write the file; a reader never meets half of it."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from . import tables
+from .balance_report import balance_section, searches
 from .corpus import SOURCES
 from .plans import ADAMW, ADAMW_CLIPPED, CLIPPED, PLAIN, STUDIES
-from .plots import recipe_plot, scale_plot
+from .plots import rates_plot, recipe_plot, scale_plot
 from .selection import REFERENCE, Summary, having, summaries, values
 
 Study = dict[str, Any]
@@ -66,6 +67,8 @@ ran with both, and differences are to the better one. All other settings have ra
 def write(directory: Path) -> None:
     """Make README.md and the plots of the studies that are there."""
     studies = load(directory)
+    if "balance" in studies:
+        rates_plot(directory / "balance.png", searches(studies["balance"]))
     if "scale" in studies:
         scale_plot(directory / "scale.png", studies["scale"]["runs"])
     panels = recipe_panels(studies["recipe"]) if "recipe" in studies else {}
@@ -86,7 +89,12 @@ def load(directory: Path) -> dict[str, Study]:
 
 def page(studies: dict[str, Study]) -> str:
     """README.md."""
-    sections = {"scale": scale_section, "min_prob": min_prob_section, "recipe": recipe_section}
+    sections = {
+        "balance": balance_section,
+        "scale": scale_section,
+        "min_prob": min_prob_section,
+        "recipe": recipe_section,
+    }
     found = [section(studies[name]) for name, section in sections.items() if name in studies]
     return "\n".join([INTRODUCTION, *found, provenance(studies)])
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from next_token_demo.model import next_token_model
 from next_token_demo.train import batch_order
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -19,6 +18,7 @@ import anl_kernels as ak
 
 from .corpus import Split, Windows, read, split
 from .losses import loss_of
+from .networks import NETWORKS
 
 EVALUATION_BATCH = 500
 FITTED_WINDOWS = 2000
@@ -45,12 +45,17 @@ class Run:
     held_out: str = "test"  # or "choice"
     evaluations: int = 4
     max_files: int | None = None
+    noise_kind: str = "symmetric"  # or "pair"
+    network: str = "plain"  # or "normalised"
+    warm_steps: int = 0  # of cross entropy, before the loss
 
     def split(self) -> Split:
         """Its data."""
         tokens = read(self.source, self.max_files)
         sizes = self.train_windows, self.held_out_windows
-        return split(tokens, self.num_classes, self.noise, self.seed, *sizes)
+        return split(
+            tokens, self.num_classes, self.noise, self.seed, *sizes, noise_kind=self.noise_kind
+        )
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -58,9 +63,10 @@ def train(run: Run) -> dict[str, Any]:
     data = run.split()
     held_out: Windows = getattr(data, run.held_out)
     torch.manual_seed(run.seed)
-    model = next_token_model(run.num_classes, data.train.context.shape[1])
+    model = NETWORKS[run.network](run.num_classes, data.train.context.shape[1])
     terms, class_scale = loss_of(run.loss, run.num_classes, run.min_prob)
     criterion = ak.LinearRobustLoss(model[-1], terms, class_scale=class_scale)
+    warm = ak.LinearRobustLoss(model[-1], ak.CE())
     optimiser = make_optimiser(run, model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, run.steps)
     order = batch_order(len(data.train), run.batch, run.steps, run.seed)
@@ -74,7 +80,8 @@ def train(run: Run) -> dict[str, Any]:
     for step, chosen in enumerate(order, start=1):
         optimiser.zero_grad()
         hidden = model[:-1](data.train.context[chosen])
-        criterion(hidden, data.train.given[chosen]).backward()
+        loss = warm if step <= run.warm_steps else criterion
+        loss(hidden, data.train.given[chosen]).backward()
         norms.append(clip_gradient(model, run.clip))
         if not math.isfinite(norms[-1]):
             break
@@ -131,8 +138,7 @@ def logits_gradient_norm(
 ) -> float:
     """Mean over rows of the norm of the gradient of a row's loss with respect to its logits."""
     logits = model(context).detach().requires_grad_()
-    options = {"class_scale": class_scale, "reduction": "sum"}
-    ak.robust_loss(logits, target, terms, **options).backward()
+    ak.RobustLoss(terms, class_scale=class_scale, reduction="sum")(logits, target).backward()
     return logits.grad.norm(dim=1).mean().item()
 
 

@@ -1,7 +1,9 @@
 """The study of many classes: its quick form, its data, and the pages made of what is committed."""
 
+import argparse
 import json
 import re
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -19,10 +21,14 @@ RESULTS = ROOT / "examples" / "results" / "class_scale"
 def study(monkeypatch):
     """The modules of the example."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import class_scale_study.balance
+    import class_scale_study.balance_report
+    import class_scale_study.balance_selection
     import class_scale_study.corpus
     import class_scale_study.gradients
     import class_scale_study.losses
     import class_scale_study.plans
+    import class_scale_study.records
     import class_scale_study.report
     import class_scale_study.selection
     import class_scale_study.train
@@ -33,7 +39,7 @@ def study(monkeypatch):
 def test_quick_run_after_which_nothing_is_left_to_run(study, tmp_path):
     first = run_example("class_scale.py", "--quick", "--out", tmp_path)
     assert "top-1" in first.stdout
-    for name in ("scale", "min_prob", "recipe"):
+    for name in ("scale", "min_prob", "recipe", "balance"):
         record = json.loads((tmp_path / f"{name}.json").read_text())
         assert all(run["run"]["num_classes"] == 50 for run in record["runs"])
         assert all(run["steps"] == [3, 6] for run in record["runs"])
@@ -45,7 +51,7 @@ def test_quick_run_after_which_nothing_is_left_to_run(study, tmp_path):
     import class_scale
 
     again = class_scale.parse_arguments(["--quick", "--out", str(tmp_path)])
-    assert [left for _, left in class_scale.studies(again)] == [[]] * len(class_scale.PARTS)
+    assert class_scale.first_part_left(again) is None
 
 
 def test_the_page_is_what_the_json_renders_to(study):
@@ -175,6 +181,141 @@ def test_the_document_says_what_was_measured_of_recipes(study):
     }
 
 
+@pytest.fixture
+def balance(study):
+    """The committed runs of the study of balance."""
+    return study.report.load(RESULTS)["balance"]["runs"]
+
+
+DOCUMENTED = {
+    "CE": "`ak.CE()`",
+    "GCE(0.5)": "`ak.GCE(q=0.5)`",
+    "GCE(0.7)": "`ak.GCE(q=0.7)`",
+    "RelativeGCE(0.5)": "`ak.RelativeGCE(q=0.5)`",
+    "RelativeGCE(0.7)": "`ak.RelativeGCE(q=0.7)`",
+    "ANL(1,1) batch": '`ak.NCE() + ak.NNCE()`, "batch"',
+}
+
+
+def the_document():
+    return (ROOT / "docs" / "many_classes.md").read_text(encoding="utf-8")
+
+
+def test_the_document_says_what_was_measured_of_rates(study, balance):
+    run = study.balance.setting(3000, "adamw")
+    chosen = study.selection.having(
+        balance, held_out="choice", optimiser="adamw", network="normalised", num_classes=3000
+    )
+    plain = [r for r in chosen if study.balance_selection.label(r) == r["run"]["loss"]]
+    top1 = {}
+    for loss, code in DOCUMENTED.items():
+        cells = []
+        for rate in sorted(study.balance.RATES["adamw"]):
+            (found,) = study.selection.having(plain, loss=loss, learning_rate=rate)
+            top1[loss, rate] = last = round(100 * study.selection.last(found), 1)
+            cells.append(f"{last:.1f} ({100 * found['wrong_fitted']:.1f})")
+        assert f"| {code} | {' | '.join(cells)} |" in the_document()
+    best = study.balance.chosen_rates(plain, run)
+    assert (best["GCE(0.7)"], best["RelativeGCE(0.7)"], best["ANL(1,1) batch"]) == (
+        1.5e-3,
+        1.5e-3,
+        4.5e-3,
+    )
+    assert (top1["CE", 1.5e-3], top1["CE", 5e-4]) == (19.0, 23.2)
+    lost = {loss: max(found) - min(found) for loss in DOCUMENTED for found in [of(top1, loss)]}
+    assert min(lost, key=lost.__getitem__) == "RelativeGCE(0.7)"
+    tried = {study.balance_selection.label(r) for r in chosen}
+    told = {
+        name: max(round(100 * study.selection.last(r), 1) for r in chosen if label(r) == name)
+        for label in [study.balance_selection.label]
+        for name in tried
+    }
+    assert told["ANL(1,1) batch"] == told["RelativeGCE(0.5)+ANL(1,1) batch"] == 24.2
+    assert (told["ANL(1,2) batch"], told["ANL(1,2) row"]) == (23.9, 23.5)
+    assert told["ANL(1,1) batch, after 100 steps of CE"] == 23.9
+    assert told["ANL(1,1) batch, min_prob 3.3e-05"] == 23.8
+    assert told["ANL(1,1) batch, min_prob 1e-15"] == 23.2
+
+
+def of(top1, loss):
+    """The accuracies of a loss."""
+    return [value for (name, _), value in top1.items() if name == loss]
+
+
+def test_the_document_says_what_was_measured_over_seeds(study, balance):
+    def panel(num_classes, optimiser):
+        run = vars(study.balance.setting(num_classes, optimiser))
+        setting = {name: run[name] for name in study.balance_selection.SETTING}
+        runs = study.selection.having(balance, held_out="test", **setting)
+        return {s.loss: s for s in study.balance_selection.standings(runs)}
+
+    def told(difference):
+        return f"{difference.mean:+.2f} ± {difference.error:.2f}"
+
+    def above(difference):
+        return difference is not None and difference.in_errors > 2
+
+    text = " ".join(the_document().split())
+    adamw, sgd = panel(3000, "adamw"), panel(3000, "sgd")
+    larger, larger_sgd = panel(10_000, "adamw"), panel(10_000, "sgd")
+    for loss in ("ANL(1,1) batch", "RelativeGCE(0.5)", "RelativeGCE(0.7)", "GCE(0.5)"):
+        s = adamw[loss]
+        assert s.seeds == 5
+        cell = "" if s.over_rival is None else told(s.over_rival)
+        assert f"| {DOCUMENTED[loss]} | {s.rate:g} | {cell} | {s.fitted:.1f} |" in the_document()
+    assert f"balanced ANL was {told(larger['ANL(1,1) batch'].over_rival)} points above" in text
+    assert f"relative GCE(0.7) {told(larger['RelativeGCE(0.7)'].over_rival)}." in text
+    assert f"fits {sgd['CE'].fitted:.1f} % of the wrong labels" in text
+    assert f"ANL ended {told(sgd['ANL(1,1) batch'].over_watched)} points above its best" in text
+    assert f"GCE(0.7) {told(sgd['RelativeGCE(0.7)'].over_watched)}; at K = 10,000 ANL" in text
+    assert f"ANL {told(larger_sgd['ANL(1,1) batch'].over_watched)}. With rate 0.1" in text
+    assert min(s.seeds for s in (*sgd.values(), *larger_sgd.values())) == 3
+    for found in (adamw, larger):
+        assert not any(above(s.over_rival) for s in found.values())
+    for found in (sgd, larger_sgd):
+        assert not any(above(s.over_watched) for s in found.values())
+
+
+def test_the_document_says_what_was_measured_by_one_seed(study, balance):
+    names = {
+        "CE": "cross entropy",
+        "ANL(1,1) batch": "balanced ANL",
+        "RelativeGCE(0.5)": "relative GCE(0.5)",
+        "RelativeGCE(0.7)": "relative GCE(0.7)",
+    }
+    text = " ".join(the_document().split())
+
+    def percent(record):
+        return round(100 * study.selection.last(record), 1)
+
+    for other in ({"noise_kind": "pair"}, {"noise": 0.0}):
+        found = study.selection.having(balance, held_out="test", **other)
+        assert {r["run"]["seed"] for r in found} == {0}
+        ranked = sorted(found, key=lambda r: -study.selection.last(r))
+        parts = (f"{names.get(r['run']['loss'], r['run']['loss'])} {percent(r)}" for r in ranked)
+        assert f"{', '.join(parts)} %" in text
+
+    chosen = study.selection.having(balance, held_out="choice")
+    sgd = {
+        r["run"]["loss"]: percent(r)
+        for r in study.selection.having(chosen, optimiser="sgd", learning_rate=0.1)
+    }
+    assert sgd == {"CE": 17.6, "ANL(1,1) batch": 22.2, "RelativeGCE(0.7)": 21.5}
+    plain = {r["run"]["loss"]: percent(r) for r in study.selection.having(chosen, network="plain")}
+    losses = "ANL(1,1) batch", "ANL(5,5)", "GCE(0.7)", "RelativeGCE(0.5)"
+    assert [plain[loss] for loss in losses] == [20.9, 16.4, 23.2, 23.8]
+    alone = {
+        loss: 100 * record["wrong_fitted"]
+        for loss in study.balance.ALONE
+        for (record,) in [study.selection.having(balance, held_out="test", loss=loss)]
+    }
+    nce, nnce = (
+        [alone[f"{half} {balance}"] for balance in ("row", "batch")] for half in ("NCE", "NNCE")
+    )
+    assert [round(fitted) for fitted in nce] == [82, 82]
+    assert [round(fitted, 1) for fitted in nnce] == [0.1, 0.2]
+
+
 def made_up_tokens(study):
     """Four files of falling numbers of distinct tokens."""
     rng = np.random.default_rng(0)
@@ -200,6 +341,14 @@ def test_noise_is_exact_and_in_training_alone(study):
         study.corpus.split(tokens, 400, 0.0, 3, 1000, 200)
 
 
+def test_pair_flips_go_to_the_next_class(study):
+    tokens = made_up_tokens(study)
+    train = study.corpus.split(tokens, 50, 0.4, 3, 1000, 200, noise_kind="pair").train
+    wrong = train.given != train.clean
+    assert 0.35 < wrong.float().mean() < 0.45
+    assert torch.equal(train.given[wrong], (train.clean[wrong] + 1) % 50)
+
+
 def test_windows_lie_within_one_file(study):
     ids = np.repeat(np.arange(30, dtype=np.int32), 50)  # each file is one token, many times
     tokens = study.corpus.Tokens(ids, ids.copy(), 30, 30)
@@ -212,7 +361,7 @@ def test_every_loss_of_a_plan_can_be_made(study):
     z, y = torch.zeros(2, 10), torch.tensor([0, 3])
     for loss in {run.loss for plan in plans for run in plan([])}:
         terms, scale = study.losses.loss_of(loss, 10, 1e-7)
-        assert ak.robust_loss(z, y, terms, class_scale=scale).isfinite()
+        assert ak.RobustLoss(terms, class_scale=scale)(z, y).isfinite()
 
 
 def test_a_run_notes_what_it_did(study):
@@ -265,6 +414,92 @@ def test_the_best_rate_is_chosen_on_other_windows(study):
     records += records_of(study, "CE", [0.3], learning_rate=2e-3, **chosen)
     records += records_of(study, "CE", [0.9], learning_rate=3e-3)
     assert study.plans.chosen_rates(records) == {"CE": 2e-3}
+
+
+def balance_records(study, loss, top1s, optimiser="adamw", **changes):
+    run = vars(study.balance.setting(3000, optimiser)) | {"loss": loss} | changes
+    return [
+        {"run": run | {"seed": seed}, "top1": [0.35, top1], "wrong_fitted": 0.1}
+        for seed, top1 in enumerate(top1s)
+    ]
+
+
+def test_standings_are_against_the_best_gce_and_the_best_step_of_ce(study):
+    records = balance_records(study, "GCE(0.5)", [0.21, 0.31])
+    records += balance_records(study, "GCE(0.7)", [0.20, 0.30])
+    records += balance_records(study, "GCE(0.3)", [0.90])  # of one seed alone
+    records += balance_records(study, "CE", [0.10, 0.11])
+    records += balance_records(study, "ANL(1,1) batch", [0.23, 0.34])
+    found = {s.loss: s for s in study.balance_selection.standings(records)}
+    anl = found["ANL(1,1) batch"]
+    assert (anl.over_rival.mean, anl.over_rival.error) == pytest.approx((2.5, 0.5))
+    assert anl.over_rival.in_errors == pytest.approx(5)
+    assert not anl.over_rival.differs  # of two pairs
+    assert anl.over_watched.mean == pytest.approx(28.5 - 35)
+    assert found["GCE(0.5)"].over_rival is None
+    assert found["GCE(0.7)"].over_rival.mean == pytest.approx(-1)
+    verdict = study.balance_report.verdict(list(found.values()))
+    assert "above the best GCE: ANL(1,1) batch; above CE's best step: none" in verdict
+
+
+def test_a_search_goes_on_where_the_best_rate_is_at_its_edge(study):
+    rates = sorted(study.balance.RATES["adamw"])
+    records = [
+        record
+        for loss, lasts in {"CE": (0.3, 0.2, 0.1), "GCE(0.5)": (0.1, 0.3, 0.2)}.items()
+        for rate, top1 in zip(rates, lasts, strict=True)
+        for record in balance_records(study, loss, [top1], learning_rate=rate, held_out="choice")
+    ]
+    run = study.balance.setting(3000, "adamw")
+    (further,) = study.balance.edges(run, ("CE", "GCE(0.5)", "GCE(0.7)"), records)
+    assert (further.loss, further.learning_rate) == ("CE", pytest.approx(rates[0] / 3, rel=1e-2))
+    records += balance_records(
+        study, "CE", [0.4], learning_rate=further.learning_rate, held_out="choice"
+    )
+    assert study.balance.edges(run, ("CE", "GCE(0.5)"), records) == [further]
+    chosen = study.balance.seeded(run, ("CE", "GCE(0.5)", "GCE(0.7)"), records, range(2))
+    assert [(r.loss, r.learning_rate, r.seed, r.held_out) for r in chosen] == [
+        (loss, rate, seed, "test")
+        for seed in range(2)
+        for loss, rate in (("CE", further.learning_rate), ("GCE(0.5)", rates[1]))
+    ]
+
+
+def test_processes_share_the_runs_and_the_file(study, tmp_path):
+    import class_scale
+
+    shares = [class_scale.share(f"{number}/3") for number in (1, 2, 3)]
+    runs = study.balance.adamw_rates()
+    mine = [runs[place::parts] for place, parts in shares]
+    assert sorted(map(repr, chain(*mine))) == sorted(map(repr, runs))
+    with pytest.raises(argparse.ArgumentTypeError, match="got '3/2'"):
+        class_scale.share("3/2")
+    first, second = (study.records.Study(tmp_path / "balance.json") for _ in range(2))
+    for process, run in zip((first, second, first), map(class_scale.quick, runs), strict=False):
+        process.add(run, {"top1": []})
+    assert len(study.records.Study(tmp_path / "balance.json").runs) == 3
+
+
+def test_records_of_before_an_argument_are_of_its_default(study, tmp_path):
+    run = study.plans.scale_run(10, "CE", study.plans.PLAIN)
+    older = {k: v for k, v in vars(run).items() if k not in ("noise_kind", "network")}
+    (tmp_path / "scale.json").write_text(json.dumps({"runs": [{"run": older}]}))
+    assert study.records.Study(tmp_path / "scale.json").has(run)
+
+
+def test_balanced_gradients_are_of_size_one_and_nce_never_lets_a_wrong_label_go(study):
+    rows = {
+        (r["num_classes"], r["loss"], r["balance"]): r for r in study.gradients.balance_record()
+    }
+    for K in study.gradients.CLASSES:
+        for balance in ("row", "batch"):
+            for loss, size in (("NCE", 1), ("NNCE", 1), ("ANL(1,1)", 2)):
+                uniform = rows[K, loss, balance]["uniform"]
+                assert uniform == pytest.approx(size * ((K - 1) / K) ** 0.5)
+        nce, nnce = rows[K, "NCE", "row"], rows[K, "NNCE", "row"]
+        assert min(nce["wrong"]) > 0.94
+        assert max(nce["right"][1:]) < 0.2
+        assert min(r for r in nnce["right"] if r) > 0.99
 
 
 @pytest.mark.parametrize("name", ["CE", "NCE", "NNCE", "GCE(0.7)", "MAE", "DFT"])
