@@ -21,13 +21,14 @@ Rates were chosen for each loss alike, by one run with each on other files and a
 a factor of three apart, and one more where the best was the lowest or the highest. At K = 10,000
 AdamW tried the best two of K = 3000 again, SGD took the best one, and so did pair flips and clean
 labels. Means are of the seeds that a loss has: hold those of unlike numbers against each other by
-the paired differences alone. Figures are clean top-1 in per cent, mean over seeds. A seed fixes split,
-windows, noise, first weights and batches, so differences are paired: mean and its standard error,
-in bold beyond the 95 % interval of Student's t. "The best GCE" is the one, of all q and rates in
-the table, that ended highest on these seeds; "CE's best" is the highest point of its curve, which
-takes clean labels to find. "Wrong fitted" is the share of wrong training labels that the network
-gives in the end. Runs of before the library had them computed relative GCE, and balance in the plain
-network, by the sample weights of its other terms: the same gradients, to rounding.
+the paired differences alone. Figures are clean top-1 in per cent, mean over seeds. A seed fixes
+split, windows, noise, first weights and batches, so differences are paired: mean and its standard
+error, in bold beyond the 95 % interval of Student's t. "The best GCE" is the one, of all q and
+rates in the table, that ended highest on these seeds; "CE's best" is the highest point of its
+curve, which takes clean labels to find. "Wrong fitted" is the share of wrong training labels that
+the network gives in the end. Runs of before the library had them computed relative GCE, and
+balance in the plain network, by the sample weights of its other terms: the same gradients, to
+rounding.
 """
 
 LATE_NOTE = """\

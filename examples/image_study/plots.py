@@ -33,6 +33,8 @@ COLOURS = dict(
             "#d1495b",
             "#8e5ea2",
             "#2e86ab",
+            "#7d1128",
+            "#c97b84",
         ),
         strict=True,
     )

@@ -50,7 +50,11 @@ def grid(study: Study, kind: str, measure: Measure) -> Grid:
         highest |= {(name, i) for name, value in means.items() if value == max(means.values())}
     return Grid(
         headings=[heading(setting) for setting in columns],
-        rows={name: [text(column[name]) for column in columns.values()] for name in names},
+        rows={
+            name: [text(column[name]) for column in columns.values()]
+            for name in names
+            if any(column[name] for column in columns.values())
+        },
         highest=highest,
     )
 

@@ -285,6 +285,29 @@ def test_the_document_says_which_wrong_labels_are_fitted():
     assert round(mnist.last("SCE", records.Setting("symmetric", 0.6)).mean, 2) == 82.52
 
 
+@pytest.mark.usefixtures("study")
+def test_the_document_says_what_balance_does_with_few_classes():
+    """docs/many_classes.md."""
+    from image_study import methods, records
+
+    digits = records.load(ROOT / "examples" / "results" / "digits" / "images.json")
+    setting = records.Setting("symmetric", 0.6)
+    names = ("ANL-CE", methods.AS_LARGE, methods.EQUAL, "CE")
+    assert [round(digits.last(n, setting).mean, 1) for n in names] == [86.5, 46.5, 39.4, 44.7]
+    assert [round(digits.fitted_wrong(n, setting).mean) for n in names[1:3]] == [82, 100]
+
+
+def test_a_balanced_loss_starts_with_the_gradient_of_the_published_one(study):
+    def norm(name, weights):
+        logits = torch.zeros(4, 10, requires_grad=True)
+        study.methods.make(name, weights).criterion(logits, torch.arange(4)).backward()
+        return logits.grad.norm().item()
+
+    for weights in ("mnist", "cifar10"):
+        wanted = norm("ANL-CE", weights)
+        assert norm(study.methods.AS_LARGE, weights) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_documents_quote_the_pages():
     quoted = 0
     for document in (ROOT / "docs").glob("*.md"):
