@@ -180,3 +180,10 @@ def test_unknown_names_are_answered_with_the_known():
         presets.nce_ael("imagenet")
     with pytest.raises(ValueError, match="anl_ce, anl_ce_er, anl_fl, nce_rce"):
         presets.get("anl", "cifar10")
+
+
+def test_for_many_classes():
+    criterion = presets.large_vocabulary(reduction="sum")
+    assert criterion.terms.terms == (ak.RelativeGCE(q=0.7),)
+    assert criterion.options == {"reduction": "sum"}
+    assert criterion(torch.zeros(2, 5000), torch.tensor([0, 4999])).isfinite()
