@@ -22,7 +22,7 @@ def training_losses() -> dict[str, nn.Module]:
         BASELINE: nn.CrossEntropyLoss(),
         "ANL-CE(5,5)": ak.ActiveNegativeLoss(alpha=5.0, beta=5.0),
         "GCE(0.7)": ak.RobustLoss(ak.GCE(q=0.7)),
-        "balanced ANL(1,1)": ak.ActiveNegativeLoss(alpha=1.0, beta=1.0, class_scale="batch"),
+        "RelativeGCE(0.7)": ak.presets.large_vocabulary(),
     }
 
 
