@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from anl_kernels.backends import reference
 from anl_kernels.backends.choice import REFERENCE, choose_backend
@@ -79,7 +80,7 @@ def balanced_loss(
     if not (torch.is_grad_enabled() and any(t.normalised for t in terms.terms)):
         return compute(row_scale, terms, aux=aux)  # the value is the plain one
     moves = running is not None and balance.training
-    if moves and choose_backend(row_scale, terms) == REFERENCE:
+    if moves and not is_compiling() and choose_backend(row_scale, terms) == REFERENCE:
         _check_not_computed_again()
     scale, weights = row_scale.detach(), _weights(terms, row_scale)
     constant = weights.detach()
@@ -317,7 +318,7 @@ def _uniform_summand(term: Term, num_classes: int, like: Tensor) -> Tensor:
 @torch.no_grad()
 def _move(running: Tensor, before: Tensor, now: Tensor, count: Tensor, momentum: float) -> None:
     after = torch.where(count > 0, before.lerp(now.to(before.dtype), momentum), running)
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if is_compiling() or not torch._C._are_functorch_transforms_active():
         running.copy_(after)
         return
     try:

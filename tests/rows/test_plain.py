@@ -226,7 +226,7 @@ def test_the_functions_keep_their_terms():
     torch.testing.assert_close(grad, ak.nce(logits, target).detach())
 
 
-class Held(ak.MAE):
+class _Held(ak.MAE):
     """A user's term, which may hold what must not be kept."""
 
     def __init__(self, what):
@@ -238,7 +238,7 @@ def test_what_a_users_term_holds_is_not_kept():
     held = torch.ones(3)
     seen = weakref.ref(held)
     with ak.use_backend("auto"):
-        ak.robust_loss(*rows(), Held(held))
+        ak.robust_loss(*rows(), _Held(held))
     del held
     gc.collect()
     assert seen() is None
