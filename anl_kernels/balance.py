@@ -28,7 +28,7 @@ class Balance:
     Args:
         over: "row": each row by its own denominator, in one pass over the logits. "batch": all rows
             by the mean of their denominators, those of the rows that count in this call; the logits
-            are read once more before. "running": by a running mean over earlier calls, in one pass;
+            are read twice. "running": by a running mean over earlier calls, in one pass;
             it starts at the value of uniform logits, moves in calls of a module in training mode
             that record gradients, and is kept in the module's buffer ``running_summands``.
         momentum: the share of the newest call in the running mean, in (0, 1].

@@ -91,7 +91,7 @@ def robust_loss(
         class_scale: factor on the normalised terms (NCE, NNCE, NFL, NNFL, NGCE), whose gradients
             shrink as 1/K; or "row", "batch" or "running" (:class:`Balance`): their gradients, not
             their values, times what they are divided by, of each row, on average over the batch or
-            over earlier batches; or "auto" for the number ``K log K / (10 log 10)``.
+            over earlier batches. "auto", for the number ``K log K / (10 log 10)``, is deprecated.
         inplace: let the gradient overwrite the logits, to save their size in memory. Nothing may
             read them after the call. Who saved them for backward before it raises then, and a
             second backward does too. Where PyTorch would not notice, the call raises. The

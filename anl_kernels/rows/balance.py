@@ -21,15 +21,13 @@ from anl_kernels.interface import RowRequest, accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.numbers import shown
 from anl_kernels.rows.autograd import BatchBalancedFunction, apply
-from anl_kernels.rows.loss import Aux, aux_of
+from anl_kernels.rows.loss import Aux, aux_of, aux_of_formulas
 from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Term, Terms
 from anl_kernels.terms.row import Row
 from anl_kernels.tracing import only_formulas, transforming, watched
 
 Numbers = Sequence[float | Tensor]
-
-
 Factors = Callable[[Tensor, Tensor], Tensor]
 """Makes (T,) factors of (T, ...) denominators and the target."""
 
@@ -133,11 +131,8 @@ def row_loss_of_batch(
         found = made.denominators(is_ignored(target, ignore_index))
         weighed = _over_rows(term_weights * factors_of(found, target), made.term_losses)
         scaled = (weighed * made.term_losses).sum(0) * row_scale
-        named = {
-            name: reference.auxiliary(name, logits, target, made, ignore_index, shards)
-            for name in aux
-        }
-        return scaled.sum() if reduce else scaled, Aux(**named)
+        loss = scaled.sum() if reduce else scaled
+        return loss, aux_of_formulas(aux, logits, target, made, ignore_index, shards)
     outputs = ("loss", "saved", "denominators", "term_slopes", *aux)
     request = RowRequest.of(
         terms,

@@ -70,11 +70,8 @@ def row_loss(
     if backend == REFERENCE:
         made = reference.row_loss(logits, target, weights, terms, ignore_index, shards)
         scaled = made.row_losses * row_scale
-        named = {
-            name: reference.auxiliary(name, logits, target, made, ignore_index, shards)
-            for name in aux
-        }
-        return scaled.sum() if reduce else scaled, Aux(**named)
+        loss = scaled.sum() if reduce else scaled
+        return loss, aux_of_formulas(aux, logits, target, made, ignore_index, shards)
     grad_mode = torch.is_grad_enabled()
     # What vmap wraps does not say that it requires grad.
     wrapped = grad_mode and torch._C._are_functorch_transforms_active()
@@ -113,6 +110,19 @@ def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, 
     }
     loss = rows.spread(loss) if loss.dim() else AmongDTensors.apply(rows.total(loss))
     return loss, Aux(**made, probs=aux.probs)
+
+
+def aux_of_formulas(
+    names: tuple[str, ...],
+    logits: Tensor,
+    target: Tensor,
+    made: reference.ReferenceOutputs,
+    ignore_index: int,
+    shards: ClassShards | None,
+) -> Aux:
+    """What was asked for of the reference's results."""
+    given = logits, target, made, ignore_index, shards
+    return Aux(**{name: reference.auxiliary(name, *given) for name in names})
 
 
 def aux_of(names: tuple[str, ...], shape: torch.Size, made: RowOutputs) -> Aux:
