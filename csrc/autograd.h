@@ -215,11 +215,11 @@ private:
 };
 
 // row_loss as autograd sees it: what the request names but the gradient, the first of it, the loss,
-// with a history.
-template <class Space>
+// with a history, and of the value that `finish` may give it.
+template <class Space, class Finish>
 std::vector<Tensor> recorded_row_loss(const Tensor& logits, const Tensor& target,
                                       const Tensor& row_scale, const OptionalTensor& term_weights,
-                                      const KeptRequestPointer& request) {
+                                      const KeptRequestPointer& request, Finish finish) {
   using namespace torch::autograd;
   auto* const node = new RowLossBackward<Space>(collect_next_edges(logits), request);
   const auto owner = owner_of<NodePointer>(node);
@@ -240,6 +240,7 @@ std::vector<Tensor> recorded_row_loss(const Tensor& logits, const Tensor& target
     results.erase(results.begin() + 1);
   }
   node->save(logits, target, row_scale, term_weights, std::move(grad), std::move(saved));
+  finish(results);
   set_history(results[0], owner);
   return results;
 }
@@ -248,8 +249,14 @@ template <class Space> void bind_autograd(pybind11::module_& module) {
   namespace py = pybind11;
   py::class_<KeptRequest, KeptRequestPointer>(module, "Request", py::module_local())
       .def(py::init<std::string, std::vector<double>, int64_t, int64_t, bool, bool>());
-  module.def("recorded_row_loss", recorded_row_loss<Space>,
-             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "recorded_row_loss",
+      [](const Tensor& logits, const Tensor& target, const Tensor& row_scale,
+         const OptionalTensor& term_weights, const KeptRequestPointer& request) {
+        return recorded_row_loss<Space>(logits, target, row_scale, term_weights, request,
+                                        [](const std::vector<Tensor>&) {});
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 } // namespace anl

@@ -285,27 +285,27 @@ def _started(running: Tensor, terms: Terms, num_classes: int) -> Tensor:
 
 
 def _uniform_summands(terms: Terms, num_classes: int, like: Tensor) -> Numbers:
-    """The mean summand of each term over the classes of a row of equal logits."""
     if watched(like):  # numbers are not to be had
         like = like.new_empty((), dtype=accumulator_dtype(like.dtype))
-        return [_uniform_summand(term, num_classes, like) for term in terms.terms]
-    return [_uniform_number(term, num_classes) for term in terms.terms]
+        return [_mean_summand(term, num_classes, like) for term in terms.terms]
+    return [uniform_summand(term, num_classes) for term in terms.terms]
 
 
-def _uniform_number(term: Term, num_classes: int) -> float:
+def uniform_summand(term: Term, num_classes: int) -> float:
+    """The mean summand of a term over the classes of a row of equal logits."""
     try:
-        return _kept_number(term, num_classes)
+        return _kept_summand(term, num_classes)
     except TypeError:  # a user's term that cannot be hashed
-        return _kept_number.__wrapped__(term, num_classes)
+        return _kept_summand.__wrapped__(term, num_classes)
 
 
 @lru_cache(maxsize=64)
-def _kept_number(term: Term, num_classes: int) -> float:
+def _kept_summand(term: Term, num_classes: int) -> float:
     like = torch.empty((), dtype=torch.float64, device="cpu")
-    return float(_uniform_summand(term, num_classes, like))
+    return float(_mean_summand(term, num_classes, like))
 
 
-def _uniform_summand(term: Term, num_classes: int, like: Tensor) -> Tensor:
+def _mean_summand(term: Term, num_classes: int, like: Tensor) -> Tensor:
     row = Row(like.new_zeros((1, num_classes)), like.new_zeros(1, dtype=torch.int64))
     return term.denominator(row).squeeze(0) / num_classes
 

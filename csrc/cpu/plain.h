@@ -4,6 +4,7 @@
 
 #include "../autograd.h"
 #include "ops.h"
+#include "running.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -42,13 +43,15 @@ class PlainCalls {
   using Handle = pybind11::handle;
 
 public:
-  // make(terms, K, dtype, recorded, *keywords) gives the request of a call, asked for once.
+  // make(terms, K, dtype, recorded, *keywords) gives the request of a call, asked for once, and, of
+  // a call with a running mean, weights, summands of uniform logits, and which are normalised.
   explicit PlainCalls(pybind11::object make) : make_(std::move(make)) {}
 
-  // The loss; nothing where it is not for here.
+  // The loss; nothing where it is not for here. `state` is a running mean that moves, or None.
   template <class Space>
   std::optional<Tensor> loss(Handle terms, Handle given_logits, Handle given_target,
-                             Handle ignore_index, Handle reduction, Handle class_scale) {
+                             Handle ignore_index, Handle reduction, Handle class_scale,
+                             Handle state, double momentum) {
     if (!THPVariable_CheckExact(given_logits.ptr()) ||
         !THPVariable_CheckExact(given_target.ptr()) || at::impl::torch_function_mode_enabled() ||
         !unwatched())
@@ -69,11 +72,19 @@ public:
                         {borrowed(ignore_index), borrowed(reduction), borrowed(class_scale)}});
     if (!call.request)
       return std::nullopt;
+    if (call.running && (!THPVariable_CheckExact(state.ptr()) ||
+                         !Running::fits(THPVariable_Unpack(state.ptr()), *call.running)))
+      return std::nullopt;
     pybind11::gil_scoped_release without_gil;
     const Tensor scale = label_scale(target, K, call.request->ignore_index, accumulator_of(logits),
                                      call.mean, "target");
+    if (call.running) {
+      const Running running(*call.running, THPVariable_Unpack(state.ptr()), momentum);
+      return running_loss<Space>(logits, target, scale, call, running, K);
+    }
     if (recorded)
-      return recorded_row_loss<Space>(logits, target, scale, std::nullopt, call.request)[0];
+      return recorded_row_loss<Space>(logits, target, scale, std::nullopt, call.request,
+                                      [](const std::vector<Tensor>&) {})[0];
     return RowOperators<Space>::get().row_loss(logits, target, scale, std::nullopt,
                                                *call.request)[0];
   }
@@ -100,7 +111,23 @@ private:
   struct Call {
     KeptRequestPointer request; // null: not for here
     bool mean;
+    std::shared_ptr<const RunningTerms> running; // null: of no running mean
   };
+  // The gradient is that of terms with other weights; the value is the plain one.
+  template <class Space>
+  static Tensor running_loss(const Tensor& logits, const Tensor& target, const Tensor& scale,
+                             const Call& call, const Running& running, int64_t K) {
+    const KeptRequest& request = *call.request;
+    const Tensor weights = running.factors(K, scale.options());
+    const auto finish = [&](const std::vector<Tensor>& results) {
+      const size_t grad = request.wants(Output::grad); // has left its place among the results
+      plain_value(results[0], results[place_of(Output::term_losses, request) - grad], scale,
+                  call.running->weights, request.reduce);
+      running.move(results[place_of(Output::denominators, request) - grad], target,
+                   request.ignore_index, K);
+    };
+    return recorded_row_loss<Space>(logits, target, scale, weights, call.request, finish)[0];
+  }
   static constexpr size_t most_calls = 64; // for whoever meets ever other numbers of classes
 
   Call call_of(Handle terms, Key key) {
@@ -110,9 +137,17 @@ private:
     const auto& [ignore_index, reduction, class_scale] = key.keywords;
     const pybind11::object made =
         make_(terms, key.K, key.dtype, key.recorded, ignore_index, reduction, class_scale);
-    Call call = {nullptr, false};
-    if (!made.is_none())
-      call = {made.cast<KeptRequestPointer>(), reduction.equal(pybind11::str("mean"))};
+    Call call = {nullptr, reduction.equal(pybind11::str("mean")), nullptr};
+    if (pybind11::isinstance<pybind11::tuple>(made)) {
+      using Numbers = std::vector<double>;
+      const auto [request, weights, uniform, normalised] =
+          made.cast<std::tuple<KeptRequestPointer, Numbers, Numbers, std::vector<bool>>>();
+      call.request = request;
+      call.running =
+          std::make_shared<const RunningTerms>(RunningTerms{weights, uniform, normalised});
+    } else if (!made.is_none()) {
+      call.request = made.cast<KeptRequestPointer>();
+    }
     if (calls_.size() == most_calls)
       calls_.clear();
     calls_.emplace_back(std::move(key), call);

@@ -56,6 +56,44 @@ def test_both_ways_compute_the_same_bits(shape, dtype, reduction, class_scale):
         assert torch.equal(ak.robust_loss(logits, target, TERMS, **options), wanted)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (1, 7), (2, 7, 3)], ids=str)
+def test_both_ways_compute_the_same_with_a_running_mean(shape, dtype, reduction):
+    terms = 2.0 * ak.NCE() + 3.0 * ak.MAE() + 1.5 * ak.NNCE()
+    logits, target = rows(shape, dtype)
+    states = []
+    results = []
+    for aux in (False, ("lse",)):
+        state = torch.zeros(3)
+        options = {"reduction": reduction, "class_scale": ak.Balance("running", running=state)}
+        for _ in range(2):
+            made = ak.robust_loss(logits, target, terms, **options, return_aux=aux)
+            loss = made[0] if aux else made
+            results.append((loss, *torch.autograd.grad(loss.sum(), logits)))
+        states.append(state)
+    torch.testing.assert_close(results[:2], results[2:])
+    torch.testing.assert_close(*states)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"running": None},
+        {"running": torch.zeros(3)},
+        {"running": torch.zeros(2, dtype=torch.bfloat16)},
+        {"running": torch.zeros(4)[::2]},
+        {"training": False},
+        {"over": "batch"},
+    ],
+    ids=str,
+)
+def test_what_running_means_go_the_long_way(change):
+    plain = {"over": "running", "running": torch.zeros(2)}
+    assert taken(*rows(), class_scale=ak.Balance(**plain))
+    assert not taken(*rows(), class_scale=ak.Balance(**plain | change))
+
+
 @over(KINDS)
 def test_what_terms_go_the_short_way(terms):
     assert taken(*rows(), terms)
