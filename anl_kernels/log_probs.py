@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anl_kernels import checks
-from anl_kernels.backends.choice import REFERENCE, choose_backend
+from anl_kernels.backends.choice import CPU, REFERENCE, choose_backend
+from anl_kernels.backends.operators import eager
 from anl_kernels.checks import class_dim
 from anl_kernels.distributed.class_shards import ClassShards
 from anl_kernels.distributed.local_parts import of_all, of_rows
@@ -24,7 +25,13 @@ from anl_kernels.rows.loss import row_loss
 from anl_kernels.rows.operators import Where
 from anl_kernels.rows.prepare import local_logits, prepare
 from anl_kernels.terms import CE
-from anl_kernels.tracing import forward_mode, only_formulas, recorded_for_others, transforming
+from anl_kernels.tracing import (
+    forward_mode,
+    only_formulas,
+    plain_cpu,
+    recorded_for_others,
+    transforming,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -271,9 +278,20 @@ class _LogProbsFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The log-probabilities, the label, and what backward needs."""
         dim = class_dim(logits)
+        request = RowRequest.of(_CE, ignore_index, "loss", "saved", reduce=False)
+        if _by_rows(logits, backend):
+            here, classes = eager[CPU], classes.long().contiguous()
+            label = here.most_probable(logits, classes, ignore_index)
+            rows = (
+                logits,
+                label.squeeze(dim),
+                logits.new_ones((), dtype=accumulator_dtype(logits.dtype)),
+                None,
+            )
+            loss, saved = here.row_loss(*rows, *request)
+            return here.log_probs(logits, classes, label, loss, ignore_index), label, saved
         z, top = _most_probable(logits, classes, ignore_index)
         label, z_top = classes.gather(dim, top), z.gather(dim, top)
-        request = RowRequest.of(_CE, ignore_index, "loss", "saved", reduce=False)
         rows = logits, label.squeeze(dim), z.new_ones(()), None
         loss, saved = Where(backend).call("row_loss", *rows, *request)
         below = (z - z_top).masked_fill(z == z_top, 0)  # -inf - -inf is 0 here
@@ -292,13 +310,20 @@ class _LogProbsFunction(torch.autograd.Function):
         """``scatter(grad) - p * sum(grad)``."""
         logits, classes, log_probs, label, saved = ctx.saved_tensors
         ignore_index, backend = ctx.args
-        grad = grad.masked_fill(is_ignored(classes, ignore_index), 0)
         if torch.is_grad_enabled() or forward_mode():
+            grad = grad.masked_fill(is_ignored(classes, ignore_index), 0)
             return _differentiable(grad, logits, classes, ignore_index), None, None, None
-        dim = class_dim(logits)
+        dim, request = class_dim(logits), RowRequest.of(_CE, ignore_index)
+        if _by_rows(logits, backend) and plain_cpu(grad):
+            here, grad, classes = eager[CPU], grad.contiguous(), classes.long().contiguous()
+            of_rows = here.totals(grad, classes, ignore_index)
+            rows = logits, label.squeeze(dim), -of_rows, saved
+            grad_logits = here.row_grad(*rows, *request)
+            here.add_ones_(grad_logits, grad, classes, label, log_probs, of_rows, ignore_index)
+            return grad_logits, None, None, None
+        grad = grad.masked_fill(is_ignored(classes, ignore_index), 0)
         total = grad.sum(dim, keepdim=True)
         rows = logits, label.squeeze(dim), -total.squeeze(dim), saved
-        request = RowRequest.of(_CE, ignore_index)
         grad_logits = Where(backend).call("row_grad", *rows, *request)
         values = _gradient_at(classes, logits.shape[dim], grad, total, log_probs, label, dim)
         # Those of ignored entries go where the label's went, and are the same.
@@ -307,6 +332,11 @@ class _LogProbsFunction(torch.autograd.Function):
         values = torch.where(ignored, at_label, values).to(logits.dtype)
         places = _places(torch.where(ignored, label, classes), logits)
         return grad_logits.scatter_(dim, places, values), None, None, None
+
+
+def _by_rows(logits: Tensor, backend: str) -> bool:
+    """Whether csrc/cpu/log_probs.h does: it spares 40 tensors of the size of what is asked for."""
+    return backend == CPU and logits.dim() == 2 and plain_cpu(logits)
 
 
 def _most_probable(logits: Tensor, classes: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@
 #include "../bindings.h"
 #include "../facts.h"
 #include "buffers.h"
+#include "log_probs.h"
 #include "ops.h"
 #include "plain.h"
 
@@ -39,6 +40,11 @@ PYBIND11_MODULE(_cpu, module) {
       },
       "See anl_kernels/rows/labels.py, which defines the operator.",
       py::call_guard<py::gil_scoped_release>());
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  module.def("most_probable", most_probable, without_gil);
+  module.def("log_probs", log_probs, without_gil);
+  module.def("totals", totals, without_gil);
+  module.def("add_ones_", add_ones_, without_gil);
   module.def("functor_names", anl::functor_names, "The functors the kernels have, in their order.");
   module.def("dense_functors", anl::dense_functors, "Those whose sum needs the row's lse.");
   module.def("row_outputs", anl::row_outputs, "The outputs of rows, in the order of their bits.");
