@@ -33,7 +33,11 @@ LOSSES: dict[str, Term | Terms] = {
     "GCE(0.7)": ak.GCE(q=0.7),
     "ANL-CE(5,5)": 5.0 * ak.NCE() + 5.0 * ak.NNCE(),
     "ANL-CE(5,5), min_prob 1e-5": 5.0 * ak.NCE() + 5.0 * ak.NNCE(min_prob=1e-5),
+    "ANL-CE(1,1), balanced": ak.NCE() + ak.NNCE(),
+    "RelativeGCE(0.7)": ak.RelativeGCE(q=0.7),
 }
+BALANCED = ("ANL-CE(1,1), balanced",)
+"""Those with ``class_scale="batch"``."""
 OWN, LOGITS, FUSED = "transformers' own", "logits", "fused head"
 MEASURED_STEP = 3  # of which the peak is taken; the optimiser's state is there by then
 EVALUATION_BATCH = 32
@@ -127,14 +131,14 @@ def train(run: Run, args: argparse.Namespace, data: Sequences) -> Run:
     """Fill in a run."""
     start = time.perf_counter()
     torch.set_num_threads(args.threads)
-    terms = LOSSES[run.loss]
+    terms, class_scale = LOSSES[run.loss], "batch" if run.loss in BALANCED else 1.0
     set_seed(args.seed)  # every run starts from the same weights
     model = new_model(args)
     compute = None
     if run.form == FUSED:
-        patch_model(model, terms, chunk_bytes=args.chunk_mib << 20)
+        patch_model(model, terms, class_scale=class_scale, chunk_bytes=args.chunk_mib << 20)
     elif run.form == LOGITS:
-        compute = compute_loss_func(terms, inplace=True)
+        compute = compute_loss_func(terms, class_scale=class_scale, inplace=True)
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             model,
