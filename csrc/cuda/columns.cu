@@ -70,6 +70,7 @@ public:
   // The slope that reaches p, through the clamp.
   ANL_DEVICE A at(A p, A slope) const { return p < low_ || p > high_ ? A(0) : slope; }
   ANL_DEVICE A operator[](int k) const { return slopes_[k]; }
+  ANL_DEVICE bool in_vectors() const { return misaligned(slopes_) == 0; }
   template <int count> ANL_DEVICE void load(int k, A (&values)[count]) const {
 #pragma unroll
     for (int i = 0; i < count; i += width<A>) {
@@ -92,7 +93,9 @@ public:
   ANL_DEVICE GradientOfRow(const ColumnGradArgs& args, const Seat& seat)
       : z_(args.logits, args.shape, seat.n), out_(args.grad, args.shape, seat.n),
         slopes_(args, seat.n), seat_(seat), K_(int(args.shape.K)), adds_(args.accumulate),
-        whole_(z_.in_vectors() && out_.in_vectors() ? K_ / width<T> * width<T> : 0) {}
+        whole_(z_.in_vectors() && out_.in_vectors() && slopes_.in_vectors()
+                   ? K_ / width<T> * width<T>
+                   : 0) {}
 
   ANL_DEVICE A dot() const {
     A sum = 0;

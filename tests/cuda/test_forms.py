@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import anl_kernels as ak
-from anl_kernels.backends.choice import extension
+from anl_kernels.backends.choice import extension, load_backend
+from anl_kernels.interface import accumulator_dtype
 from tests.cases import CASES
 from tests.cuda import emulated
 from tests.forms import FORMS, checked
@@ -161,6 +162,24 @@ def test_softmax_of_rows_that_start_elsewhere_than_its_gradient(num_classes, cut
     (grad,) = torch.autograd.grad(ak.softmax(logits), logits, up)
     (by_torch,) = torch.autograd.grad(logits.softmax(-1), logits, up)
     torch.testing.assert_close(grad, by_torch)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("num_classes", [64, 4096])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_columns_that_start_anywhere(dtype, num_classes, start, device):
+    logits = torch.randn(3, num_classes, device=device).to(dtype)
+    kernels, of_row = load_backend("cuda"), accumulator_dtype(dtype)
+    _, lse_parts = kernels.column_sums(logits, None, 0.0, 1.0)
+    slopes = torch.randn(start + num_classes, dtype=of_row, device=device)[start:]
+    scale = torch.ones((), dtype=of_row, device=device)
+
+    def grad_of(slopes):
+        grad = torch.empty_like(logits)
+        kernels.column_grad(grad, logits, None, lse_parts, slopes, scale, 0.0, 1.0, False)
+        return grad
+
+    torch.testing.assert_close(grad_of(slopes), grad_of(slopes.clone()))
 
 
 @pytest.mark.parametrize("positions", [128, 131, 256])
