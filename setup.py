@@ -85,10 +85,13 @@ def cpu_extensions() -> list[Extension]:
     return [operators, *kernels]
 
 
-# Each runs on all later GPUs of its generation; 9.0 and 10.0 have clusters, which 8.0 has not. The
-# last is there as PTX too, which drivers compile for whatever comes later.
-ARCHITECTURES = ("8.0", "9.0", "10.0")
-NVCC_OF_BLACKWELL = (12, 8)  # the first that knows 10.0
+# Each runs on all later GPUs of its generation; from 9.0 on they have clusters. One is there as PTX
+# too, which drivers compile for whatever else comes later.
+ARCHITECTURES = ("8.0", "9.0+PTX")
+ARCHITECTURES_WITH_BLACKWELL = ("8.0", "9.0", "10.0+PTX", "12.0")
+NVCC_OF_BLACKWELL = (12, 8)  # the first that knows 10.0 and 12.0
+# The first that lets a kernel have more than 4 KiB of parameters, as those of float64 have.
+OLDEST_NVCC = (12, 1)
 
 
 class Nvcc(NamedTuple):
@@ -103,8 +106,8 @@ class Nvcc(NamedTuple):
     def architectures(self) -> str:
         """What to compile for, as torch reads it; never what GPU happens to be in this machine."""
         asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
-        known = ARCHITECTURES if self.release >= NVCC_OF_BLACKWELL else ARCHITECTURES[:-1]
-        return asked or ";".join(known) + "+PTX"
+        new = self.release >= NVCC_OF_BLACKWELL
+        return asked or ";".join(ARCHITECTURES_WITH_BLACKWELL if new else ARCHITECTURES)
 
 
 def ask_for_home() -> None:
@@ -149,6 +152,8 @@ def why_no_cuda(torch: ModuleType, nvcc: Nvcc | None) -> str | None:
         return f"{nvcc.home} has no include/cuda_runtime_api.h (set CUDA_HOME to where CUDA is)"
     if nvcc.release[0] != int(torch.version.cuda.partition(".")[0]):
         return f"{nvcc} does not go with torch {torch.__version__}, of CUDA {torch.version.cuda}"
+    if nvcc.release < OLDEST_NVCC:
+        return f"{nvcc} is too old, 12.1 is the first that will do"
     return None
 
 

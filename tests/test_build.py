@@ -142,16 +142,18 @@ def test_the_cuda_kernels_are_built_where_they_can_be(build):
     assert outcome.kept == list(outcome.built)
     told = outcome.told()
     assert "building the CPU kernels for default" in told
-    assert "the CUDA kernels for 8.0;9.0;10.0+PTX with nvcc 13.0 with torch 2.13.0+stub" in told
+    assert (
+        "the CUDA kernels for 8.0;9.0;10.0+PTX;12.0 with nvcc 13.0 with torch 2.13.0+stub" in told
+    )
     assert "not " not in told
 
 
 def test_what_the_compilers_are_told(build):
     extension = build().built[CUDA]
     assert extension["sources"] == ["csrc/cuda/ops.cpp", "csrc/cuda/module.cpp", *KERNELS]
-    assert extension["architectures"] == "8.0;9.0;10.0+PTX"
+    assert extension["architectures"] == "8.0;9.0;10.0+PTX;12.0"
     host, device = extension["flags"]["cxx"], extension["flags"]["nvcc"]
-    assert "-DANL_CUDA_ARCHITECTURES=8.0;9.0;10.0+PTX" in host
+    assert "-DANL_CUDA_ARCHITECTURES=8.0;9.0;10.0+PTX;12.0" in host
     assert "-std=c++20" in host
     assert "-std=c++20" in device
     assert not [flag for flag in device if "fast" in flag or "arch" in flag]
@@ -186,6 +188,7 @@ HINDRANCES = {
     "no-nvcc": ({"nvcc": None}, ["nvcc is not found", "CUDA_HOME"]),
     "no-headers": ({"header": False}, ["no include/cuda_runtime_api.h", "CUDA_HOME"]),
     "other-cuda": ({"nvcc": "12.8"}, ["nvcc 12.8", "CUDA 13.0"]),
+    "old-cuda": ({"cuda": "12.6", "nvcc": "12.0"}, ["nvcc 12.0 is too old", "12.1"]),
     "sanitizers": ({"ANL_KERNELS_SANITIZE": "1"}, ["ANL_KERNELS_SANITIZE=1"]),
 }
 
@@ -228,8 +231,8 @@ def test_not_wanted(build):
     [
         ("9.0", "13.0", "9.0"),
         ("8.6 9.0+PTX", "13.0", "8.6;9.0+PTX"),
-        ("", "13.0", "8.0;9.0;10.0+PTX"),
-        ("", "12.8", "8.0;9.0;10.0+PTX"),
+        ("", "13.0", "8.0;9.0;10.0+PTX;12.0"),
+        ("", "12.8", "8.0;9.0;10.0+PTX;12.0"),
         ("", "12.6", "8.0;9.0+PTX"),
     ],
 )
