@@ -71,6 +71,17 @@ template <class V> ANL_DEVICE V shuffle_xor(V value, int mask) {
   return value;
 }
 
+// The largest and the smallest that a lane of the warp has, for all; none may be a NaN. Floats
+// whose sign makes them small are ordered as whole numbers, which a warp reduces in one
+// instruction.
+ANL_DEVICE int ordered(int bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+ANL_DEVICE float largest_of_warp(float x) {
+  return __int_as_float(ordered(__reduce_max_sync(0xffffffffu, ordered(__float_as_int(x)))));
+}
+ANL_DEVICE float smallest_of_warp(float x) {
+  return __int_as_float(ordered(__reduce_min_sync(0xffffffffu, ordered(__float_as_int(x)))));
+}
+
 // 16 bytes from global to shared memory, there once wait_for_copies returns, for this thread alone.
 ANL_DEVICE void copy_async(Bytes16* shared_to, const Bytes16* from) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared_to));
@@ -127,6 +138,9 @@ ANL_DEVICE void store16(void* to, Bytes16 v) {
 
 // ---- numbers -----------------------------------------------------------------------------------
 
+// Of a power of 2.
+ANL_DEVICE int log2_of(int power) { return 31 - __clz(power); }
+
 ANL_DEVICE float widen(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 ANL_DEVICE float widen(Float16 x) {
   float wide;
@@ -149,12 +163,30 @@ template <> ANL_DEVICE uint32_t narrow_pair<Float16>(float low, float high) {
   return both;
 }
 
+// The larger and the smaller of two numbers each, as narrow_pair packs them; a NaN loses.
+template <class T> ANL_DEVICE uint32_t larger_pair(uint32_t a, uint32_t b);
+template <class T> ANL_DEVICE uint32_t smaller_pair(uint32_t a, uint32_t b);
+#define ANL_PAIR(name, T, instruction)                                                             \
+  template <> ANL_DEVICE uint32_t name<T>(uint32_t a, uint32_t b) {                                \
+    uint32_t both;                                                                                 \
+    asm(instruction " %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));                                 \
+    return both;                                                                                   \
+  }
+ANL_PAIR(larger_pair, BFloat16, "max.bf16x2")
+ANL_PAIR(smaller_pair, BFloat16, "min.bf16x2")
+ANL_PAIR(larger_pair, Float16, "max.f16x2")
+ANL_PAIR(smaller_pair, Float16, "min.f16x2")
+#undef ANL_PAIR
+
 // 2^x to about 2 units in the last place; results below 2^-126 are 0.
 ANL_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// a b + c, rounded once.
+ANL_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 // A product that the compiler does not fuse with an addition.
 ANL_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
@@ -177,11 +209,21 @@ struct Grid {
   int cluster = 1; // neighbouring blocks in x
 };
 
+// A launch whose clusters the device does not place.
+struct ClusterRefused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+inline std::string message_of(cudaError_t error, const char* what) {
+  return std::string("anl_kernels: ") + what + ": " + cudaGetErrorString(error) +
+         " (CUDA may say so of what ran before)";
+}
+
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess)
     return;
   cudaGetLastError(); // or it would come up again in whatever is called next
-  throw std::runtime_error(std::string("anl_kernels: ") + what + ": " + cudaGetErrorString(error));
+  throw std::runtime_error(message_of(error, what));
 }
 
 inline Device describe_device(int index) {
@@ -211,36 +253,54 @@ inline cudaError_t allow_shared_memory(const void* entry) {
   return error;
 }
 
+// While this lives the thread may ask what is not allowed while a graph is captured, such as what
+// loads a kernel.
+class RelaxedCapture {
+public:
+  RelaxedCapture() { exchange(); }
+  ~RelaxedCapture() { exchange(); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+private:
+  void exchange() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // The most blocks that a cluster of this kernel can have on the current device, when each has that
 // much shared memory: 16 on a whole H100, fewer where its multiprocessors are shared out (MIG).
+// 0: the device does not say, perhaps for an error of what ran before.
 template <class Param>
 int largest_cluster(void (*kernel)(Param), int threads, int64_t shared_bytes) {
+  const RelaxedCapture relaxed;
   const auto entry = reinterpret_cast<const void*>(kernel);
-  constexpr int portable = 8;
   cudaFuncAttributes attributes = {};
-  check(cudaFuncGetAttributes(&attributes, entry), "cudaFuncGetAttributes");
-  if (attributes.ptxVersion < 90) // compiled at run time from code that knows no clusters
-    return 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(16);
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes);
   int blocks = 0;
-  const bool known = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed,
-                                          1) == cudaSuccess &&
-                     allow_shared_memory(entry) == cudaSuccess &&
-                     cudaOccupancyMaxPotentialClusterSize(&blocks, entry, &config) == cudaSuccess;
+  bool known = cudaFuncGetAttributes(&attributes, entry) == cudaSuccess;
+  if (known && attributes.ptxVersion < 90) // compiled at run time from code that knows no clusters
+    return 1;
+  known = known &&
+          cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
+              cudaSuccess &&
+          allow_shared_memory(entry) == cudaSuccess &&
+          cudaOccupancyMaxPotentialClusterSize(&blocks, entry, &config) == cudaSuccess;
   if (!known)
     cudaGetLastError(); // and forget it
-  return known ? blocks : portable;
+  return known ? blocks : 0;
 }
 
-// Starts a kernel on a stream (a cudaStream_t) of the current device.
+// Starts a kernel on a stream (a cudaStream_t) of the current device, or throws, ClusterRefused
+// where it may do without clusters.
 template <class Param>
 void launch(void (*kernel)(Param), const char* name, const Grid& grid, void* stream,
             const Param& param) {
   if (grid.blocks_x > INT_MAX)
     throw std::runtime_error(std::string("anl_kernels: too many rows for ") + name);
+  const RelaxedCapture relaxed; // the first launch loads the kernel
   const auto entry = reinterpret_cast<const void*>(kernel);
   if (grid.shared_bytes > 48 << 10)
     check(allow_shared_memory(entry), name);
@@ -259,7 +319,13 @@ void launch(void (*kernel)(Param), const char* name, const Grid& grid, void* str
     config.attrs = &cluster;
     config.numAttrs = 1;
   }
-  check(cudaLaunchKernelEx(&config, kernel, Param(param)), name);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Param(param));
+  if (grid.cluster > 1 &&
+      (error == cudaErrorInvalidClusterSize || error == cudaErrorLaunchOutOfResources)) {
+    cudaGetLastError();
+    throw ClusterRefused(message_of(error, name));
+  }
+  check(error, name);
 }
 
 } // namespace anl::cuda

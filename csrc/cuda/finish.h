@@ -1,8 +1,8 @@
 // From a row's partials to its results: sums, loss heads, what is stored for the row.
 #pragma once
 
+#include "kept_sweeps.h"
 #include "plan.h"
-#include "row_sweeps.h"
 
 namespace anl::cuda {
 
@@ -77,34 +77,79 @@ ANL_DEVICE void finish_heads(const RowLossParam<A>& p, int64_t n, const Label<A>
     slots.put_gradient(slopes.gy * factor, slopes.q * factor, slopes.base * factor);
 }
 
-// Everything of a row but the reading of its logits.
-template <class T, class Source, class Team, class GradSink>
+// The gradient of a row that is kept, if it is plain; whether it was.
+template <Dense D, class T, class A>
+ANL_DEVICE bool wrote_plain(const Terms<A>& terms, const Resident<T>& source, const RowSums<A>& row,
+                            const RowSlots<A>& slots, const Label<A>& label, const Sink<T>& grad) {
+  const bool lines = row.lines == (1ull << num_dense<D>(terms)) - 1;
+  if (D == Dense::Any && !lines)
+    return false;
+  const PowerOf2 power(row.softmax.m);
+  const A q = slots.q() * (scale_of(row).to_p * power.correction()), base = slots.base();
+  PlainRow plain = {power, q, base, base, 0};
+  if (lines) {
+    write_plain<false>(source, plain, grad);
+  } else if constexpr (D == Dense::Nnce) {
+    plain.slope += slots.slope(0);
+    plain.lowest = unclamped_from(nnce_of(terms), row);
+    write_plain<true>(source, plain, grad);
+  }
+  if (source.owns_target())
+    grad.put(label.y, slots.gy());
+  return true;
+}
+
+// Everything of a row but the reading of its logits. D: what dense terms there may be.
+template <class T, Dense D = Dense::Any, class Source, class Team, class GradSink>
 ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, bool exists,
                            const Label<Accumulator<T>>& label, const Source& source, Team& team,
                            const RowSlots<Accumulator<T>>& slots, const GradSink& grad,
                            const Sink<T>& probs) {
   using A = Accumulator<T>;
   const RowLossArgs& args = p.args;
-  const Partials<A> s = team.reduce(partials_of(source, p.terms.linear));
-  RowSums<A> row = row_sums(s, label.z_y);
-  const bool absent = some_absent(row, label, int(args.shape.K));
-  sum_dense(p.terms, source, s, team, slots, row);
+  const Partials<A> s = team.gather(partials_in(source, p.terms.linear));
   if (args.argmax) {
-    const Best<A> best = team.reduce(best_of(source));
+    const Best<A> best = team.gather(best_of(source));
     if (team.reports() && exists)
       store_argmax(args, n, best, label);
   }
   const bool counts = exists && label.counted;
-  const A factor = grad && counts ? scale_of_row<A>(args, n) : A(0);
-  if (team.runs_heads()) {
-    warp_barrier(); // the sums are in their slots
+  const A factor = team.runs_heads() && grad && counts ? scale_of_row<A>(args, n) : A(0);
+  const auto run = [&](const RowSums<A>& row) {
     finish_heads(p, n, label, row, slots, team.leads(), team.reports() && exists, factor);
+  };
+  const auto row = team.template once<RowSums<A>>([&] {
+    RowSums<A> row = row_sums(s, label.z_y);
+    find_lines<D>(p.terms, s, slots, team.leads(), row);
+    if constexpr (D == Dense::None)
+      run(row);
+    return row;
+  });
+  const bool absent = some_absent(row, label, int(args.shape.K));
+  // Both sums and gradient are of kept_sweeps.h, or neither: they must agree on what is clamped.
+  const bool plain = is_kept<Source> && grad && !probs && counts && !absent &&
+                     PowerOf2::serves(float(row.softmax.m));
+  if constexpr (D != Dense::None) {
+    const auto sums_of = [&](const Term<A>& term) {
+      if constexpr (is_kept<Source> && D == Dense::Nnce)
+        if (plain)
+          return kept_sums(nnce_of(p.terms), source, row);
+      return sums_of_term<D>(term, source, scale_of(row));
+    };
+    sum_dense<D>(p.terms, sums_of, team, slots, row);
+    if (team.runs_heads()) {
+      warp_barrier(); // the sums are in their slots
+      run(row);
+    }
+    team.synchronise();
   }
-  team.synchronise();
   if (!exists || !(grad || probs))
     return;
+  if constexpr (is_kept<Source>)
+    if (plain && wrote_plain<D>(p.terms, source, row, slots, label, grad))
+      return;
   const RowGradient<A> gradient = {slots.gy(), slots.q(), slots.base(), row.lines, absent, !counts};
-  write_row(
+  write_row<D>(
       p.terms, source, scale_of(row), gradient, [&](int i) { return slots.slope(i); }, label,
       row.softmax.p_y, grad, probs);
 }

@@ -84,6 +84,8 @@ int largest_row_cluster(int device, int64_t shared_bytes);
 
 // Launchers, each in the file of its kernels. Rows are canonical (plan.h).
 void launch_rows(const RowLossArgs&, const Plan&, void* stream);
+// Of a cluster, if there are kernels for its sum of terms; whether there are.
+bool launch_common_rows(const RowLossArgs&, const Plan&, void* stream);
 void launch_tiles(const RowLossArgs&, const Plan&, void* stream);
 void launch_grad_tiles(const RowGradArgs&, const Plan&, void* stream);
 void launch_grad_rows(const RowGradArgs&, const Rows& probs, const Plan&, void* stream);

@@ -23,6 +23,9 @@ inline const char* name_of(Kind kind) {
 
 constexpr int tile_threads = 128, row_threads = 256, warp_row_threads = 128;
 
+// Threads of a multiprocessor whose registers suffice for the sweeps of kept rows, but in float64.
+constexpr int kept_threads = 768;
+
 // Parts of a row: several for each multiprocessor, and few enough that merging them is quick.
 constexpr int max_parts = 1024;
 
@@ -121,6 +124,10 @@ inline Plan plan_rows(Type type, const Shape& shape, const Rows& rows, int64_t s
   // Fewer threads than four vectors each would spend their time in reductions.
   while (plan.threads > 64 && plan.threads * 4 > vectors)
     plan.threads /= 2;
+  // Where one or two blocks fill the shared memory, they have the threads of three.
+  const int64_t blocks = std::max<int64_t>(1, device.shared_bytes / plan.shared_bytes);
+  if (size < 8 && plan.threads == row_threads && blocks * row_threads < kept_threads)
+    plan.threads = int(kept_threads / blocks);
   if (plan.shared_bytes <= shared_limit)
     return plan;
   plan.cluster = 1;

@@ -22,11 +22,9 @@ ANL_DEVICE int64_t label_number(const RowArgs& args, int64_t n) {
                               : static_cast<const int64_t*>(args.target)[n];
 }
 
-// `exists` is false for what hangs over the last row.
-template <class T>
-ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const T* row,
-                                          bool exists) {
-  using A = Accumulator<T>;
+// `exists` is false for what hangs over the last row. Without z_y.
+template <class A>
+ANL_DEVICE Label<A> label_without_logit(const RowArgs& args, int64_t n, bool exists) {
   if (!args.target || !exists)
     return {-1, false, -A(INFINITY)};
   const int64_t label = label_number(args, n);
@@ -34,7 +32,21 @@ ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const 
     return {-1, false, -A(INFINITY)};
   if (label < 0 || label >= args.shape.K)
     return {-1, true, A(NAN)};
-  return {int(label), true, widen(row[label * args.logits.cls])};
+  return {int(label), true, 0};
+}
+
+template <class T>
+ANL_DEVICE void read_logit(const RowArgs& args, const T* row, Label<Accumulator<T>>& label) {
+  if (label.y >= 0)
+    label.z_y = widen(row[label.y * args.logits.cls]);
+}
+
+template <class T>
+ANL_DEVICE Label<Accumulator<T>> label_of(const RowArgs& args, int64_t n, const T* row,
+                                          bool exists) {
+  auto label = label_without_logit<Accumulator<T>>(args, n, exists);
+  read_logit(args, row, label);
+  return label;
 }
 
 // ---- sums --------------------------------------------------------------------------------------
@@ -121,10 +133,10 @@ ANL_DEVICE Sums<A> sums_of(const F& functor, const Source& source, const Scale<A
 }
 
 // The sums of a dense term.
-template <class Source, class A = typename Source::A>
+template <Dense D = Dense::Any, class Source, class A = typename Source::A>
 ANL_DEVICE Sums<A> sums_of_term(const Term<A>& term, const Source& source, const Scale<A>& scale) {
   Sums<A> sums = Sums<A>::nothing();
-  with_functor<true>(term, [&](const auto& f) { sums = sums_of(f, source, scale); });
+  with_dense<D>(term, [&](const auto& f) { sums = sums_of(f, source, scale); });
   return sums;
 }
 
@@ -189,11 +201,11 @@ template <class A> ANL_DEVICE Scale<A> scale_of(const RowSums<A>& row) {
 }
 
 // Whether a dense term is a line on this row, and which.
-template <class A>
+template <Dense D = Dense::Any, class A>
 ANL_DEVICE Line<A> line_of(const Term<A>& term, const RowSums<A>& row, const Partials<A>& s) {
   const Scale<A> scale = scale_of(row);
   Line<A> line = {false, 0, 0};
-  with_functor<true>(term, [&](const auto& f) { line = f.line(scale.l(s.lowest), scale.l(s.m)); });
+  with_dense<D>(term, [&](const auto& f) { line = f.line(scale.l(s.lowest), scale.l(s.m)); });
   return line;
 }
 
@@ -201,26 +213,37 @@ template <class A> ANL_DEVICE Sums<A> sums_on_line(const Line<A>& line, const Ro
   return {line.intercept * row.count + line.slope * row.linear, line.slope * row.count};
 }
 
-// The sums of all dense terms, into the slots, by the team's leader.
-template <class Source, class Team, class A = typename Source::A>
-ANL_DEVICE void sum_dense(const Terms<A>& terms, const Source& source, const Partials<A>& s,
-                          Team& team, const RowSlots<A>& slots, RowSums<A>& row) {
-  for (int i = 0; i < terms.num_dense; ++i) {
-    const Term<A>& term = terms.term[terms.dense[i]];
-    const Line<A> line = line_of(term, row, s);
-    // Lanes of a warp may hold rows of either kind, and must reduce together.
-    Sums<A> sums = Sums<A>::nothing();
+// Finds the dense terms that are a line on this row; the team's leader puts their sums into the
+// slots, and the line's slope, for run_heads.
+template <Dense D, class A>
+ANL_DEVICE void find_lines(const Terms<A>& terms, const Partials<A>& s, const RowSlots<A>& slots,
+                           bool leads, RowSums<A>& row) {
+  for (int i = 0; i < num_dense<D>(terms); ++i) {
+    const Line<A> line = line_of<D>(terms.term[terms.dense[i]], row, s);
     if (!line.holds)
-      sums = sums_of_term(term, source, scale_of(row));
-    sums = team.reduce(sums);
-    if (line.holds) {
-      sums = sums_on_line(line, row);
-      row.lines |= 1u << i;
+      continue;
+    row.lines |= 1u << i;
+    if (leads) {
+      slots.put_sums(i, sums_on_line(line, row));
+      slots.put_slope(i, line.slope);
     }
-    if (team.leads()) {
+  }
+}
+
+// The sums of the other dense terms, into the slots. sums_of(term) sweeps.
+template <Dense D, class Team, class A, class SumsOf>
+ANL_DEVICE void sum_dense(const Terms<A>& terms, const SumsOf& sums_of, Team& team,
+                          const RowSlots<A>& slots, const RowSums<A>& row) {
+  for (int i = 0; i < num_dense<D>(terms); ++i) {
+    const bool line = row.lines >> i & 1;
+    if (line && Team::row_of_its_own)
+      continue;
+    Sums<A> sums = Sums<A>::nothing();
+    if (!line)
+      sums = sums_of(terms.term[terms.dense[i]]);
+    sums = team.gather(sums);
+    if (!line && team.leads())
       slots.put_sums(i, sums);
-      slots.put_slope(i, line.slope); // for run_heads, which puts another there if it is no line
-    }
   }
 }
 
@@ -275,7 +298,8 @@ template <class A> struct RowGradient {
 
 // Writes the gradient and the probabilities, whichever is wanted. slope(i) is the slope of dense
 // term i, times the row's scale.
-template <class Source, class GradSink, class ProbSink, class SlopeOf, class A = typename Source::A>
+template <Dense D = Dense::Any, class Source, class GradSink, class ProbSink, class SlopeOf,
+          class A = typename Source::A>
 ANL_DEVICE void write_row(const Terms<A>& terms, const Source& source, const Scale<A>& scale,
                           const RowGradient<A>& row, const SlopeOf& slope, const Label<A>& label,
                           A p_y, const GradSink& grad, const ProbSink& probs) {
@@ -296,11 +320,11 @@ ANL_DEVICE void write_row(const Terms<A>& terms, const Source& source, const Sca
       probs.store(at, p);
     if (!grad)
       return;
-    for (int d = 0; d < terms.num_dense; ++d) {
+    for (int d = 0; d < num_dense<D>(terms); ++d) {
       if (row.lines >> d & 1)
         continue;
       const A G = slope(d);
-      with_functor<true>(terms.term[terms.dense[d]], [&](const auto& f) {
+      with_dense<D>(terms.term[terms.dense[d]], [&](const auto& f) {
 #pragma unroll
         for (int i = 0; i < W; ++i)
           g[i] += G * f.slope(scale.l(z[i]), p[i]);
@@ -312,7 +336,7 @@ ANL_DEVICE void write_row(const Terms<A>& terms, const Source& source, const Sca
         g[i] = without >> i & 1 ? A(0) : g[i];
     grad.store(at, g);
   });
-  if (!source.owns(label.y))
+  if (!source.owns_target())
     return;
   if (grad)
     grad.put(label.y, row.gy);

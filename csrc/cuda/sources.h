@@ -5,6 +5,7 @@
 // same classes in every visit, so that what it keeps, it keeps for itself: no barriers.
 #pragma once
 
+#include "interface.h"
 #include "storage.h"
 
 namespace anl::cuda {
@@ -54,10 +55,10 @@ public:
     return int((int64_t(misaligned(row)) + K + width - 1) / width);
   }
 
-  // Whether this thread meets class k.
-  ANL_DEVICE bool owns(int k) const {
-    const int v = (k + head_) / width;
-    return k >= 0 && v >= first_ && v < last_ && (v - first_) % size_ == 0;
+  // Whether this thread meets the target.
+  ANL_DEVICE bool owns_target() const {
+    const int v = (y_ + head_) / width;
+    return y_ >= 0 && v >= first_ && v < last_ && uint32_t(v - first_) % uint32_t(size_) == 0;
   }
 
 protected:
@@ -84,23 +85,23 @@ public:
 
   // Starts the copies; finish() waits for them.
   ANL_DEVICE void start() {
-    Bytes16* slot = slots_;
-    for (int v = this->first_; v < this->last_; v += this->size_, slot += this->size_) {
-      const int at = this->class_at(v);
-      if (this->whole(at))
-        copy_async(slot, static_cast<const Bytes16*>(this->address(at)));
-      else
-        shared_store(slot, edge_vector(this->row_, this->K_, at));
-    }
+    by_place(
+        [&](Bytes16* slot, int at) {
+          copy_async(slot, static_cast<const Bytes16*>(this->address(at)));
+        },
+        [&](Bytes16* slot, int at) { shared_store(slot, edge_vector(this->row_, this->K_, at)); });
   }
   ANL_DEVICE void finish() {
     wait_for_copies();
-    if (!this->owns(this->y_))
+    owns_target_ = Vectors<T>::owns_target();
+    if (!owns_target_)
       return;
     const int v = (this->y_ + this->head_) / width;
     Bytes16* slot = slots_ + (v - this->first_);
     shared_store(slot, without_class(shared_load(slot), this->y_ - this->class_at(v)));
   }
+
+  ANL_DEVICE bool owns_target() const { return owns_target_; }
 
   template <class F> ANL_DEVICE void visit(const F& f) const {
     const Bytes16* slot = slots_;
@@ -111,7 +112,44 @@ public:
     }
   }
 
+  // The same vectors as they are stored: f(packed).
+  template <class F> ANL_DEVICE void visit_packed(const F& f) const {
+    const Bytes16* slot = slots_;
+#pragma unroll 2
+    for (int v = this->first_; v < this->last_; v += this->size_, slot += this->size_)
+      f(shared_load(slot));
+  }
+  // whole(packed, at) with those that lie in the row, edge(packed, at) with those that stick out.
+  template <class Whole, class Edge>
+  ANL_DEVICE void visit_by_place(const Whole& whole, const Edge& edge) const {
+    by_place([&](Bytes16* slot, int at) { whole(shared_load(slot), at); },
+             [&](Bytes16* slot, int at) { edge(shared_load(slot), at); });
+  }
+  ANL_DEVICE int vectors() const {
+    const int rest = this->last_ - this->first_;
+    return rest > 0 ? (rest + this->size_ - 1) / this->size_ : 0;
+  }
+  // By how many classes the row starts after a multiple of 16 bytes.
+  ANL_DEVICE int head() const { return this->head_; }
+
 private:
+  // So that the loop has no branch: at either end of the row one vector may stick out.
+  template <class Whole, class Edge>
+  ANL_DEVICE void by_place(const Whole& whole, const Edge& edge) const {
+    const int whole_end = (this->K_ + this->head_) / width;
+    const int end = whole_end < this->last_ ? whole_end : this->last_;
+    int v = this->first_;
+    Bytes16* slot = slots_;
+    if (v == 0 && this->head_ != 0 && v < this->last_) {
+      edge(slot, this->class_at(v));
+      v += this->size_, slot += this->size_;
+    }
+#pragma unroll 2
+    for (; v < end; v += this->size_, slot += this->size_)
+      whole(slot, this->class_at(v));
+    if (v < this->last_)
+      edge(slot, this->class_at(v));
+  }
   ANL_DEVICE static Bytes16 without_class(Bytes16 packed, int place) {
     T stored[width];
     memcpy(stored, &packed, sizeof packed);
@@ -123,6 +161,7 @@ private:
   }
 
   Bytes16* slots_; // this thread's first
+  bool owns_target_ = false;
 };
 
 // Vectors that are read from global memory on every visit.
@@ -201,7 +240,7 @@ public:
   ANL_DEVICE Elements(const T* row, int64_t stride, int K, int y, int rank, int size)
       : row_(row), stride_(stride), K_(K), y_(y), rank_(rank), size_(size) {}
 
-  ANL_DEVICE bool owns(int k) const { return k >= 0 && k % size_ == rank_; }
+  ANL_DEVICE bool owns_target() const { return y_ >= 0 && y_ % size_ == rank_; }
 
   template <class F> ANL_DEVICE void visit(const F& f) const {
 #pragma unroll 4
@@ -229,6 +268,10 @@ public:
   ANL_DEVICE explicit operator bool() const { return row_ != nullptr; }
 
   ANL_DEVICE void put(int k, A value) const { row_[k * stride_] = narrow<T>(value); }
+
+  // Whether vectors of a row with that head can be stored whole.
+  ANL_DEVICE bool starts_like(int head) const { return head_ == head; }
+  ANL_DEVICE void store_whole(int at, const Bytes16& packed) const { store16(row_ + at, packed); }
 
   template <int W> ANL_DEVICE void store(int at, const A (&values)[W]) const {
     if constexpr (W == 1) {

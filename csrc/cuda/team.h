@@ -5,6 +5,8 @@
 
 #include "math.h"
 
+#include <type_traits>
+
 namespace anl::cuda {
 
 ANL_DEVICE int lane() { return thread() % warp_size; }
@@ -51,14 +53,32 @@ template <class A> ANL_DEVICE Partials<A> merge(const Partials<A>& a, const Part
   return add(with_maximum(a, m), with_maximum(b, m));
 }
 
+template <class A> ANL_DEVICE A largest_of_lanes(A a, int lanes) {
+  if constexpr (std::is_same_v<A, float>)
+    if (lanes == warp_size)
+      return largest_of_warp(a);
+  for (int mask = lanes / 2; mask > 0; mask /= 2)
+    a = larger(a, shuffle_xor(a, mask));
+  return a;
+}
+template <class A> ANL_DEVICE A smallest_of_lanes(A a, int lanes) {
+  if constexpr (std::is_same_v<A, float>)
+    if (lanes == warp_size)
+      return smallest_of_warp(a);
+  for (int mask = lanes / 2; mask > 0; mask /= 2)
+    a = smaller(a, shuffle_xor(a, mask));
+  return a;
+}
+
 // As merge, but for one exp to a lane.
 template <class A> ANL_DEVICE Partials<A> merge_lanes(Partials<A> s, int lanes) {
-  A m = s.m;
-  for (int mask = lanes / 2; mask > 0; mask /= 2)
-    m = larger(m, shuffle_xor(m, mask));
-  s = with_maximum(s, m);
-  for (int mask = lanes / 2; mask > 0; mask /= 2)
-    s = add(s, shuffle_xor(s, mask));
+  s = with_maximum(s, largest_of_lanes(s.m, lanes));
+  s.lowest = smallest_of_lanes(s.lowest, lanes);
+  for (int mask = lanes / 2; mask > 0; mask /= 2) {
+    s.mass += shuffle_xor(s.mass, mask);
+    s.total += shuffle_xor(s.total, mask);
+    s.count += shuffle_xor(s.count, mask);
+  }
   return s;
 }
 
@@ -94,6 +114,10 @@ public:
   ANL_DEVICE bool reports() const { return leads(); }
   ANL_DEVICE void synchronise() const { warp_barrier(); }
   template <class V> ANL_DEVICE V reduce(V value) { return merge_lanes(value, size_); }
+  // As those of Cluster. Rows of a warp differ, and its lanes must reduce together.
+  static constexpr bool row_of_its_own = false;
+  template <class V> ANL_DEVICE V gather(V value) { return reduce(value); }
+  template <class V, class Make> ANL_DEVICE V once(const Make& make) { return make(); }
 
 private:
   int size_;
@@ -102,11 +126,13 @@ private:
 // All threads of the blocks of a cluster.
 class Cluster {
 public:
-  static constexpr int max_warps = 8, max_blocks = 16, value_bytes = 40;
+  static constexpr int max_warps = 24, max_blocks = 16, value_bytes = 40;
   // Two sets of slots take turns: between a reduction's reads and the writes of the next but one
   // lies the barrier of the next.
   static constexpr int set_bytes = (max_warps + max_blocks) * value_bytes;
-  static constexpr int shared_bytes = 2 * set_bytes;
+  static constexpr int board_bytes = 80; // for what one warp works out
+  static constexpr int shared_bytes = 2 * set_bytes + board_bytes;
+  static constexpr bool row_of_its_own = true;
 
   // Peers may be stored to once this is done.
   ANL_DEVICE explicit Cluster(char* slots)
@@ -123,27 +149,49 @@ public:
   ANL_DEVICE bool reports() const { return leads() && block_ == 0; }
   ANL_DEVICE void synchronise() const { block_barrier(); }
 
-  template <class V> ANL_DEVICE V reduce(V value) {
+  template <class V> ANL_DEVICE V reduce(V value) { return merged(value, true); }
+  // As reduce, for the warp that runs the heads alone.
+  template <class V> ANL_DEVICE V gather(V value) { return merged(value, runs_heads()); }
+  // What make() gives that warp, for all. Once in a kernel: nothing keeps a second from overwriting
+  // what others have yet to read.
+  template <class V, class Make> ANL_DEVICE V once(const Make& make) {
+    static_assert(sizeof(V) <= board_bytes);
+    V* const board = reinterpret_cast<V*>(slots_ + 2 * set_bytes);
+    if (runs_heads()) {
+      const V value = make();
+      if (leads())
+        shared_store(board, value);
+    }
+    block_barrier();
+    return shared_load(board);
+  }
+
+private:
+  // Of all threads; right where it is wanted.
+  template <class V> ANL_DEVICE V merged(V value, bool wanted) {
     static_assert(sizeof(V) <= value_bytes);
     V* of_warps = reinterpret_cast<V*>(slots_ + turn_ * set_bytes);
     turn_ ^= 1;
     value = merge_lanes(value, warp_size);
-    const int warps = threads() / warp_size;
     if (lane() == 0)
       shared_store(of_warps + thread() / warp_size, value);
     block_barrier();
-    value = merge_lanes(lane() < warps ? shared_load(of_warps + lane()) : V::nothing(), warp_size);
+    if (wanted)
+      value = merge_slots<warp_size>(of_warps, threads() / warp_size);
     if (blocks_ == 1)
       return value;
     V* of_blocks = of_warps + max_warps;
     if (thread() < blocks_)
       store_to_peer(of_blocks + block_, thread(), value);
     cluster_barrier();
-    return merge_lanes(lane() < blocks_ ? shared_load(of_blocks + lane()) : V::nothing(),
-                       warp_size);
+    return wanted ? merge_slots<max_blocks>(of_blocks, blocks_) : value;
+  }
+  // By as many lanes as there may be slots, over and over.
+  template <int most, class V> ANL_DEVICE static V merge_slots(const V* slots, int count) {
+    const int i = lane() % most;
+    return merge_lanes(i < count ? shared_load(slots + i) : V::nothing(), most);
   }
 
-private:
   char* slots_;
   int block_, blocks_, turn_ = 0;
 };

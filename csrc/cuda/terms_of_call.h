@@ -47,6 +47,34 @@ ANL_DEVICE void with_functor(const Term<A>& term, const Action& action) {
   }
 }
 
+// The dense terms that a kernel is made for: none, one NNCE, or whatever comes.
+enum class Dense { None, Nnce, Any };
+
+template <class A> Dense dense_of(const Terms<A>& terms) {
+  if (terms.num_dense == 0)
+    return Dense::None;
+  const bool nnce = terms.num_dense == 1 && terms.term[terms.dense[0]].functor == place_of_Nnce;
+  return nnce ? Dense::Nnce : Dense::Any;
+}
+
+template <Dense D, class A> ANL_DEVICE int num_dense(const Terms<A>& terms) {
+  return D == Dense::None ? 0 : D == Dense::Nnce ? 1 : terms.num_dense;
+}
+
+// The dense term of Dense::Nnce.
+template <class A> ANL_DEVICE const Nnce<A>& nnce_of(const Terms<A>& terms) {
+  return *reinterpret_cast<const Nnce<A>*>(terms.term[terms.dense[0]].numbers);
+}
+
+// As with_functor, for a dense term.
+template <Dense D, class A, class Action>
+ANL_DEVICE void with_dense(const Term<A>& term, const Action& action) {
+  if constexpr (D == Dense::Nnce)
+    action(*reinterpret_cast<const Nnce<A>*>(term.numbers));
+  else if constexpr (D == Dense::Any)
+    with_functor<true>(term, action);
+}
+
 template <class F, class A> void make(Term<A>& term, const double* scalars) {
   static_assert(sizeof(F) <= sizeof term.numbers, "grow Term::numbers");
   const F functor(scalars);

@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels for every target and reads what they take: no GPU needed.
 
 Reports, for each kernel and storage type, registers, bytes spilled, static shared memory, and how
-many bytes its widest loads and stores move, out of the disassembly. Kernels whose launch asks for
-dynamic shared memory show it in plan.h.
+many bytes its widest loads and stores move, and what a class costs in the loops of kept rows, out
+of the disassembly. Kernels whose launch asks for dynamic shared memory show it in plan.h.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.audit import loops
+from tests.audit.loops import LOOPS, UNCLAMPED, sweeps
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-TARGETS = ("sm_80", "sm_90a", "sm_100a")
+TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 FLAGS = ["-std=c++20", "-O3", "-cubin", "-Xptxas", "-v"]
 CACHE = ROOT / "build" / "audit"
+LOOPS_OF = {"cluster_row kept none": UNCLAMPED, "cluster_row kept nnce": LOOPS}
+"""Kernels whose loops are told apart: the others choose among functors inside of theirs."""
+SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TYPES = {"d": "float64", "f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
 
 
@@ -55,7 +61,7 @@ def nvcc_version() -> str:
     return found[1]
 
 
-def report(target: str) -> dict[str, dict[str, int]]:
+def report(target: str) -> dict[str, dict[str, Any]]:
     """What every kernel takes on one target, by "kernel type"."""
     CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / f"{target}.json"
@@ -65,7 +71,7 @@ def report(target: str) -> dict[str, dict[str, int]]:
             kept = json.loads(path.read_text())
             if kept["key"] == key:
                 return kept["kernels"]
-        kernels: dict[str, dict[str, int]] = {}
+        kernels: dict[str, dict[str, Any]] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for found in pool.map(lambda source: _audit(source, target), SOURCES):
                 kernels |= found
@@ -84,12 +90,12 @@ def _state() -> str:
     """A hash of all that the report depends on."""
     files = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()])
     digest = hashlib.sha256(" ".join([*FLAGS, nvcc_version()]).encode())
-    for file in [*files, Path(__file__)]:
+    for file in [*files, Path(__file__), Path(loops.__file__)]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _audit(source: Path, target: str) -> dict[str, dict[str, int]]:
+def _audit(source: Path, target: str) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         # As setup.py compiles for it; the suffix a needs the long form.
@@ -103,6 +109,9 @@ def _audit(source: Path, target: str) -> dict[str, dict[str, int]]:
     kernels = _resources(compiled.stderr)
     for name, text in _functions(sass).items():
         kernels[name] |= _accesses(text)
+        kernel, _, dtype = name.rpartition(" ")
+        if kernel in LOOPS_OF:
+            kernels[name]["loops"] = sweeps(text, SIZES[dtype], LOOPS_OF[kernel])
     return kernels
 
 
@@ -115,8 +124,8 @@ _ENTRY = re.compile(
 )
 
 
-def _resources(log: str) -> dict[str, dict[str, int]]:
-    kernels = {}
+def _resources(log: str) -> dict[str, dict[str, Any]]:
+    kernels: dict[str, dict[str, Any]] = {}
     for found in _ENTRY.finditer(log):
         shared = re.search(r"(\d+) bytes smem", found["rest"])
         kernels[_plain(found["name"])] = {
@@ -127,12 +136,19 @@ def _resources(log: str) -> dict[str, dict[str, int]]:
     return kernels
 
 
+_NAME = re.compile(
+    r"\d+(?P<kernel>[a-z_]+)_kernelI(?:NS\w_)?(?P<type>d|f|8BFloat16|7Float16)E?"
+    r"(?:Lb(?P<kept>[01])E)?(?:LN\w*?5DenseE(?P<dense>\d)E)?"
+)
+
+
 def _plain(mangled: str) -> str:
-    """ "kernel type", and a kernel's flags, of a mangled name."""
-    found = re.search(r"\d+([a-z_]+_kernel)I(?:NS\w_)?(d|f|8BFloat16|7Float16)E?(Lb[01])?", mangled)
+    """ "kernel type", and what else a kernel is made for, of a mangled name."""
+    found = _NAME.search(mangled)
     assert found, mangled
-    flag = {"Lb1": " kept", "Lb0": " streamed", None: ""}[found[3]]
-    return f"{found[1].removesuffix('_kernel')}{flag} {TYPES[found[2]]}"
+    kept = {"1": "kept", "0": "streamed", None: ""}[found["kept"]]
+    dense = {"0": "none", "1": "nnce", "2": "", None: ""}[found["dense"]]
+    return " ".join(filter(None, [found["kernel"], kept, dense, TYPES[found["type"]]]))
 
 
 def _functions(sass: str) -> dict[str, str]:

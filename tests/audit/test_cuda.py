@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.audit import compile_cuda, traffic
+from tests.audit import compile_cuda, roofline, traffic
 from tests.audit.compile_cuda import TARGETS, TYPES, nvcc_version, report
 
 BUDGET = json.loads((Path(__file__).parent / "cuda_budget.json").read_text())
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
+SLACK = 1.02  # of instruction counts
 
 pytestmark = pytest.mark.skipif(
     compile_cuda.why_not() is not None, reason=f"no audit: {compile_cuda.why_not()}"
@@ -63,7 +65,7 @@ def test_shards_are_read_in_vectors(target):
 
 def test_kept_rows_are_copied_asynchronously_and_read_back_in_vectors(target):
     kept = [used for name, used in report(target).items() if name.startswith("cluster_row kept")]
-    assert len(kept) == 4
+    assert len(kept) == 4 + 2 * 3  # the common sums have kernels of their own
     for used in kept:
         assert used["copy_bytes"] == 16
         assert used["shared_load_bytes"] == 16
@@ -73,10 +75,13 @@ def test_budget_names_every_kernel(target):
     assert set(report(target)) == set(BUDGET["targets"][target])
 
 
-@pytest.mark.skipif(
+of_this_compiler = pytest.mark.skipif(
     compile_cuda.why_not() is None and nvcc_version() != BUDGET["nvcc"],
     reason=f"the budget is of nvcc {BUDGET['nvcc']}",
 )
+
+
+@of_this_compiler
 def test_registers_and_shared_memory_stay_within_budget(target):
     budget = BUDGET["targets"][target]
     over = {
@@ -87,7 +92,27 @@ def test_registers_and_shared_memory_stay_within_budget(target):
     assert not over
 
 
+@of_this_compiler
+def test_loops_take_no_more_instructions_than_the_budget(target):
+    kernels, budget = report(target), BUDGET["targets"][target]
+    swept = [name for name in kernels if "loops" in kernels[name]]
+    assert len(swept) == 2 * 3
+    for name in swept:
+        loops, allowed = kernels[name]["loops"], budget[name]["loops"]
+        assert set(loops) == set(allowed) == set(loops_expected(name))
+        for loop, costs in loops.items():
+            for what, number in costs.items():
+                assert number <= SLACK * allowed[loop][what], (name, loop, what)
+
+
+def loops_expected(name):
+    return compile_cuda.LOOPS_OF[name.rpartition(" ")[0]]
+
+
+def test_the_document_has_these_bounds():
+    assert roofline.table() in DOCUMENT, "docs/cuda.md: paste `python -m tests.audit.roofline`"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the table is the emulated H200's")
 def test_the_document_has_these_figures(cuda_backend):
-    document = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text()
-    assert traffic.table() in document, "docs/cuda.md: paste `python -m tests.audit.traffic`"
+    assert traffic.table() in DOCUMENT, "docs/cuda.md: paste `python -m tests.audit.traffic`"

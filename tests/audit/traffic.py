@@ -1,7 +1,8 @@
 """What the CUDA kernels' launches come to on an H100 or H200, worked out: nobody ran them there.
 
 ``python -m tests.audit.traffic`` prints the table of docs/cuda.md, out of the launches that the
-kernels' own planner makes (in the emulation) and the registers in cuda_budget.json.
+kernels' own planner makes (in the emulation) and the registers in cuda_budget.json: of the loss of
+the paper, CE or NCE with NNCE, where kernels differ by the loss.
 """
 
 import json
@@ -17,7 +18,7 @@ CLASSES = (1000, 32768, 50257, 65536, 131072, 262144, 1_000_000)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 KERNELS = {
     "warp_rows": "warp_rows",
-    "cluster": "cluster_row kept",
+    "cluster": "cluster_row kept nnce",
     "stream": "cluster_row streamed",
 }
 # Of a multiprocessor of compute capability 9.0.

@@ -92,6 +92,26 @@ def test_a_device_without_clusters(num_rows, num_classes, wanted, device_like):
     assert launch_of(num_rows, num_classes) == (wanted, 1)
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "dtype", "threads"),
+    [
+        (24000, torch.bfloat16, 256),
+        (40000, torch.bfloat16, 384),
+        (60001, torch.bfloat16, 768),
+        (30000, torch.float32, 768),
+        (15000, torch.float64, 256),
+    ],
+)
+def test_blocks_that_fill_shared_memory_have_more_threads(
+    num_classes, dtype, threads, device_like, poisoned
+):
+    device_like(capability=80, processors=108, shared_bytes=163 << 10, max_cluster=1)
+    logits, target = random_rows(2, num_classes, dtype)
+    launch = extension("cuda").row_loss_launch(logits)
+    assert (launch["kind"], launch["threads"]) == ("cluster", threads)
+    assert_right(logits, target)
+
+
 def test_neighbouring_positions_go_in_tiles():
     assert launch_of(2, 150, 64, 64) == ("tile", 1)
     assert launch_of(2, 5000, 64, 64) == ("elements", 1)
@@ -144,6 +164,33 @@ def test_all_parts_agree_on_what_is_clamped(device, monkeypatch, poisoned):
     wanted, wanted_grad = expected(logits.double(), target, ak.terms.as_terms(ak.NNCE()))
     assert error(losses, wanted) <= 1e-6
     assert error(grad, wanted_grad) <= 1e-5
+
+
+@pytest.mark.parametrize("form", LONG_FORMS)
+def test_sums_and_gradient_agree_on_what_is_clamped(form, device, monkeypatch, poisoned):
+    """Rows of which a class lies within a few roundings of the clamp."""
+    logits = torch.randn(64, 41, device=device)
+    target = torch.randint(41, (64,), device=device)
+    target[target == 7] = 8
+    edge = logits.logsumexp(1) + torch.log(torch.tensor(1e-7))
+    steps = torch.arange(64, device=device) - 32
+    logits[:, 7] = edge * (1 + steps * 2.0**-24)
+    with checked("cuda", form, monkeypatch):
+        _, grad = loss_and_grad(logits, target, ak.NNCE())
+    assert (grad.double().sum(1).abs() <= 1e-6 * grad.abs().sum(1)).all()
+
+
+@pytest.mark.parametrize("form", LONG_FORMS)
+@pytest.mark.parametrize("dtype", DTYPES[1:3])
+@pytest.mark.parametrize("offset", [1e3, -1e5, 9e8, -1.1e9, 3e9, -1e12, 1e30, -1e38])
+@pytest.mark.parametrize("terms", ["CE", "ANL-CE"])
+def test_rows_far_from_zero(terms, offset, dtype, form, device, monkeypatch, poisoned):
+    logits, target = random_rows(5, 47, torch.float64, device)
+    spread = max(abs(offset) * 2.0**-6, 1)
+    logits[1:] *= spread  # the first row is of equal logits, where they are far
+    logits = (logits.clamp(-4 * spread, 4 * spread) + offset).to(dtype)
+    with checked("cuda", form, monkeypatch):
+        assert_right(logits, target, CASES[terms])
 
 
 def test_the_most_parts():

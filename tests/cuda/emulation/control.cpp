@@ -24,9 +24,11 @@ PYBIND11_MODULE(emulation_control, module) {
   module.def("set_schedule", set_schedule, py::arg("order"), py::arg("seed") = 0);
   module.def(
       "set_device",
-      [](int capability, int processors, int64_t shared_bytes, int max_cluster) {
+      [](int capability, int processors, int64_t shared_bytes, int max_cluster,
+         int placed_cluster) {
         emulation::set_device({capability, processors, shared_bytes, max_cluster});
+        emulation::placed_cluster = placed_cluster;
       },
       py::arg("capability") = 90, py::arg("processors") = 132, py::arg("shared_bytes") = 232448,
-      py::arg("max_cluster") = 16);
+      py::arg("max_cluster") = 16, py::arg("placed_cluster") = 16);
 }

@@ -59,6 +59,14 @@ template <class V> inline V shuffle_xor(V value, int mask) {
   return received;
 }
 
+// None may be a NaN.
+inline float largest_of_warp(float x) {
+  for (int mask = 16; mask > 0; mask /= 2)
+    x = fmaxf(x, shuffle_xor(x, mask));
+  return x;
+}
+inline float smallest_of_warp(float x) { return -largest_of_warp(-x); }
+
 inline void copy_async(Bytes16* shared_to, const Bytes16* from) {
   emulation::start_copy(shared_to, from);
 }
@@ -93,10 +101,16 @@ template <class Param> int largest_cluster(void (*)(Param), int, int64_t) {
   return emulation::device().max_cluster;
 }
 
+struct ClusterRefused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <class Param>
 void launch(void (*kernel)(Param), const char* name, const Grid& grid, void*, const Param& param) {
   static_assert(std::is_trivially_copyable_v<Param>);
   static_assert(sizeof(Param) <= 32764, "more than CUDA 12.1 takes");
+  if (grid.cluster > emulation::placed_cluster && grid.cluster <= emulation::device().max_cluster)
+    throw ClusterRefused(name);
   struct Call {
     void (*kernel)(Param);
     const Param& param;

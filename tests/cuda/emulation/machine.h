@@ -41,6 +41,8 @@ void set_schedule(Order, uint64_t seed = 0);
 // What describe_device says, and launches are held to; an H200 at first.
 void set_device(const Device&);
 const Device& device();
+// The largest cluster that it places, though it says that it has larger ones.
+inline int placed_cluster = 16;
 
 // ---- the state of a launch ---------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ inline float widen(Float16 x) {
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 
+inline int log2_of(int power) { return 31 - __builtin_clz(unsigned(power)); }
+
 template <class T> inline uint32_t narrow_pair(float low, float high);
 template <> inline uint32_t narrow_pair<BFloat16>(float low, float high) {
   return emulation::bfloat16_of(low) | uint32_t(emulation::bfloat16_of(high)) << 16;
@@ -73,12 +75,26 @@ template <> inline uint32_t narrow_pair<Float16>(float low, float high) {
   return emulation::float16_of(low) | uint32_t(emulation::float16_of(high)) << 16;
 }
 
+template <class T> inline T half_of(uint32_t pair, int which) {
+  return {uint16_t(pair >> 16 * which)};
+}
+// A NaN loses.
+template <class T> inline uint32_t larger_pair(uint32_t a, uint32_t b) {
+  return narrow_pair<T>(fmaxf(widen(half_of<T>(a, 0)), widen(half_of<T>(b, 0))),
+                        fmaxf(widen(half_of<T>(a, 1)), widen(half_of<T>(b, 1))));
+}
+template <class T> inline uint32_t smaller_pair(uint32_t a, uint32_t b) {
+  return narrow_pair<T>(fminf(widen(half_of<T>(a, 0)), widen(half_of<T>(b, 0))),
+                        fminf(widen(half_of<T>(a, 1)), widen(half_of<T>(b, 1))));
+}
+
 // Subnormal arguments count as 0, where 2^x is 1 all the same.
 inline float exp2_fast(float x) {
   const float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
 
+inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 // The compiler fuses nothing here.
 inline float product(float a, float b) { return a * b; }
 inline double product(double a, double b) { return a * b; }
