@@ -12,21 +12,32 @@ Device device_of(const Place& place) {
   return device;
 }
 
+// Calls run(device), and again as if there were no clusters if the device refuses one: MPS and
+// green contexts leave a process fewer multiprocessors than the device says it has.
+template <class Run> void with_clusters_if_placed(const Place& place, const Run& run) {
+  Device device = device_of(place);
+  try {
+    return run(device);
+  } catch (const ClusterRefused&) {
+    device.max_cluster = 1;
+  }
+  run(device);
+}
+
 // Rows of one stride, and the plan for them.
-Plan planned(RowLossArgs& args, const Place& place) {
+Plan planned(RowLossArgs& args, const Device& device) {
   check_shape(args.shape);
   canonical(args.shape, args.logits, args.grad, args.probs);
   const int64_t slots =
       RowSlots<float>::size(terms_of<float>(args).num_dense) * accumulator_size(args.type);
-  return plan_rows(args.type, args.shape, args.logits, slots, Cluster::shared_bytes,
-                   device_of(place), limits());
+  return plan_rows(args.type, args.shape, args.logits, slots, Cluster::shared_bytes, device,
+                   limits());
 }
 
-Plan planned_shard(RowLossArgs& args, const Place& place) {
+Plan planned_shard(RowLossArgs& args, const Device& device) {
   check_shape(args.shape);
   canonical(args.shape, args.logits);
-  return plan_shard(args.type, args.shape, args.logits, Cluster::shared_bytes, device_of(place),
-                    limits());
+  return plan_shard(args.type, args.shape, args.logits, Cluster::shared_bytes, device, limits());
 }
 
 Launched launched(const RowArgs& args, const Plan& plan) {
@@ -65,42 +76,48 @@ Limits& limits() {
 int num_functors() { return count_of_functors; }
 
 void row_loss(const RowLossArgs& given, const Workspace& workspace, const Place& place) {
-  RowLossArgs args = given;
-  const Plan plan = planned(args, place);
-  switch (plan.kind) {
-  case Kind::Tile:
-  case Kind::Elements:
-    return launch_tiles(args, plan, place.stream);
-  case Kind::WarpRows:
-  case Kind::Cluster:
-  case Kind::Stream:
-    return launch_rows(args, plan, place.stream);
-  case Kind::Split:
-    return split_row_loss(args, plan, workspace, place);
-  }
+  with_clusters_if_placed(place, [&](const Device& device) {
+    RowLossArgs args = given;
+    const Plan plan = planned(args, device);
+    switch (plan.kind) {
+    case Kind::Tile:
+    case Kind::Elements:
+      return launch_tiles(args, plan, place.stream);
+    case Kind::WarpRows:
+    case Kind::Cluster:
+    case Kind::Stream:
+      return launch_rows(args, plan, place.stream);
+    case Kind::Split:
+      return split_row_loss(args, plan, workspace, place);
+    }
+  });
 }
 
 Launched row_loss_launch(const RowLossArgs& given, const Place& place) {
   RowLossArgs args = given;
-  const Plan plan = planned(args, place);
+  const Plan plan = planned(args, device_of(place));
   return launched(args, plan);
 }
 
 void shard_partials(const ShardArgs& given, const Place& place) {
-  ShardArgs args = given;
-  const Plan plan = planned_shard(args, place);
-  launch_shard_partials(args, plan, place.stream);
+  with_clusters_if_placed(place, [&](const Device& device) {
+    ShardArgs args = given;
+    const Plan plan = planned_shard(args, device);
+    launch_shard_partials(args, plan, place.stream);
+  });
 }
 
 void shard_sums(const ShardArgs& given, const Place& place) {
-  ShardArgs args = given;
-  const Plan plan = planned_shard(args, place);
-  launch_shard_sums(args, plan, place.stream);
+  with_clusters_if_placed(place, [&](const Device& device) {
+    ShardArgs args = given;
+    const Plan plan = planned_shard(args, device);
+    launch_shard_sums(args, plan, place.stream);
+  });
 }
 
 Launched shard_launch(const RowLossArgs& given, const Place& place) {
   RowLossArgs args = given;
-  const Plan plan = planned_shard(args, place);
+  const Plan plan = planned_shard(args, device_of(place));
   return launched(args, plan);
 }
 

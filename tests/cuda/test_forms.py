@@ -112,6 +112,16 @@ def test_blocks_that_fill_shared_memory_have_more_threads(
     assert_right(logits, target)
 
 
+@pytest.mark.parametrize("form", ["cluster", "cluster-of-16"])
+@pytest.mark.parametrize("placed", [1, 2])
+def test_clusters_that_the_device_does_not_place(placed, form, device_like, monkeypatch, poisoned):
+    """As under MPS, which the device's own description does not know of."""
+    logits, target = random_rows(3, 53, torch.bfloat16)
+    device_like(placed_cluster=placed)
+    with checked("cuda", form, monkeypatch):
+        assert_right(logits, target)
+
+
 def test_neighbouring_positions_go_in_tiles():
     assert launch_of(2, 150, 64, 64) == ("tile", 1)
     assert launch_of(2, 5000, 64, 64) == ("elements", 1)
