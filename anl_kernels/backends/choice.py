@@ -28,7 +28,7 @@ from anl_kernels.tracing import only_formulas, recorded_for_others
 
 TRITON, CUDA, CPU, REFERENCE = "triton", "cuda", "cpu", "reference"
 GPU = "cuda"  # PyTorch's type of device, of AMD's GPUs too
-OLDEST = (8, 0)  # the compute capability that the CUDA kernels need to copy memory asynchronously
+OLDEST = (8, 0)  # the compute capability that Triton compiles for, and that the CUDA kernels need
 BUILD = "pip install --force-reinstall --no-deps -v ."
 CACHE_VARIABLE = "ANL_KERNELS_CPU_CACHE_MB"
 
@@ -104,7 +104,25 @@ def _why_not_triton() -> str | None:
         return f"Triton {triton.__version__} is too old; pip install 'triton>=3.6'"
     if not torch.cuda.is_available() and not interpreting():
         return "no CUDA or ROCm device is visible, and TRITON_INTERPRET=1 is not set"
-    return None
+    return _why_no_gpu(_why_triton_not_for)
+
+
+def _why_triton_not_for(index: int) -> str | None:
+    """The reason that Triton cannot compile for a GPU, or None."""
+    if interpreting() or torch.version.hip or _capability(index) >= OLDEST:
+        return None
+    return f"{_too_old(index)}; ak.use_backend('auto') takes plain PyTorch there"
+
+
+def _too_old(index: int) -> str:
+    has, least = ("{}.{}".format(*pair) for pair in (_capability(index), OLDEST))
+    return f"the GPU has compute capability {has}, and kernels need {least} or newer"
+
+
+def _why_no_gpu(why_not_for: Callable[[int], str | None]) -> str | None:
+    """The reason that none of the GPUs will do, or None."""
+    reasons = [why_not_for(index) for index in range(torch.cuda.device_count())]
+    return None if None in reasons or not reasons else reasons[0]
 
 
 def _triton() -> Kernels:
@@ -139,8 +157,7 @@ def _why_not_cuda() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device is visible"
-    reasons = [_why_not_compiled_for(index) for index in range(torch.cuda.device_count())]
-    return None if None in reasons else reasons[0]
+    return _why_no_gpu(_why_not_compiled_for)
 
 
 @_once
@@ -151,9 +168,9 @@ def _capability(index: int) -> tuple[int, int]:
 def _why_not_compiled_for(index: int) -> str | None:
     """The reason that the CUDA kernels cannot run on a GPU, or None."""
     capability, architectures = _capability(index), extension(CUDA).architectures()
-    has, least = ("{}.{}".format(*pair) for pair in (capability, OLDEST))
+    has = "{}.{}".format(*capability)
     if capability < OLDEST:
-        return f"the GPU has compute capability {has}, the CUDA kernels need {least} or newer"
+        return _too_old(index)
     if any(_runs(name, capability) for name in architectures.split(";")):
         return None
     return (
@@ -211,12 +228,21 @@ def why_not(name: str, device_type: str | None = None, index: int = 0) -> str | 
         return reason
     runs_on = backend.device_type()
     if runs_on in (device_type, None):
-        return _why_not_compiled_for(index) if name == CUDA and device_type == GPU else None
+        return _why_not_device(name, device_type, index)
     where = "a GPU" if runs_on == GPU else "the CPU"
     reason = f"move logits and target to {where}, or choose ak.use_backend('auto')"
     if name == TRITON:
         reason += ", or set TRITON_INTERPRET=1 before Python starts for Triton's slow interpreter"
     return reason
+
+
+def _why_not_device(name: str, device_type: str, index: int) -> str | None:
+    """The reason that a backend cannot run on one of the GPUs that it is for, or None."""
+    if device_type == GPU and name == CUDA:
+        return _why_not_compiled_for(index)
+    if device_type == GPU and name == TRITON:
+        return _why_triton_not_for(index)
+    return None
 
 
 _loading = Lock()
