@@ -1,9 +1,10 @@
 """Compile the kernels that real launches choose, for a GPU that need not be there.
 
-``python compile_kernels.py TARGET`` prints JSON: for each launch of each case below the registers,
-spills, shared memory and widest load and store of what Triton made of it. Launches are recorded
-from the package's own launcher on tensors without data, so the audit sees the blocks, warps and
-specialisations that a user's call would have.
+``python -m tests.audit.compile_kernels TARGET`` prints JSON: for each launch of each case below the
+registers, spills, shared memory and widest load and store of what Triton made of it, and of
+NVIDIA's long rows what an element costs in each sweep. Launches are recorded from the package's own
+launcher on tensors without data, so the audit sees the blocks, warps and specialisations that a
+user's call would have.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ import anl_kernels as ak
 from anl_kernels.backends.triton import launch
 from anl_kernels.interface import AUX, RowRequest, accumulator_dtype
 from anl_kernels.terms import as_terms
+from tests.audit.sass import sweeps
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_103": GPUTarget("cuda", 103, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
+    "gfx1201": GPUTarget("hip", "gfx1201", 32),
 }
+BUDGETED = ("sm_80", "sm_90", "sm_100", "gfx942")  # which test_audit.py compiles for
 ANL = 5.0 * ak.NCE() + 5.0 * ak.NNCE()
 ANL_FL = 5.0 * ak.NFL() + 5.0 * ak.NNFL()
 EVERYTHING = sum(
@@ -54,9 +61,14 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, tuple[str, ...]]] = {
     "tile8192_f32_all": ((4096, 8192), f32, EVERYTHING, EVERY_OUTPUT),
     "tile2048_f64_anl": ((4096, 2048), f64, ANL, ONE_PASS),
     "sweep32000_f32_anl": ((1024, 32000), f32, ANL, ONE_PASS),
+    "rows1000_bf16_ce": ((4096, 1000), bf16, ak.CE(), ONE_PASS),
+    "sweep32768_bf16_ce": ((8192, 32768), bf16, ak.CE(), ONE_PASS),
     "sweep32768_bf16_anl": ((8192, 32768), bf16, ANL, ONE_PASS),
     "sweep128256_bf16_anl": ((8192, 128256), bf16, ANL, ONE_PASS),
     "sweep131072_bf16_ce": ((8192, 131072), bf16, ak.CE(), ONE_PASS),
+    "sweep131072_bf16_anl": ((8192, 131072), bf16, ANL, ONE_PASS),
+    "sweep131072_f32_ce": ((8192, 131072), f32, ak.CE(), ONE_PASS),
+    "sweep131072_f32_anl": ((8192, 131072), f32, ANL, ONE_PASS),
     "sweep131072_bf16_anlfl": ((8192, 131072), bf16, ANL_FL, ONE_PASS),
     "sweep131072_f32_all": ((8192, 131072), f32, EVERYTHING, EVERY_OUTPUT),
     "sweep131072_f16_anl": ((8192, 131072), f16, ANL, SAVED),
@@ -68,6 +80,17 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, tuple[str, ...]]] = {
     "positions21_bf16_anl": ((8, 21, 512, 512), bf16, ANL, ONE_PASS),
     "positions150_bf16_anl": ((8, 150, 512, 512), bf16, ANL, ONE_PASS),
     "positions150_f32_all": ((8, 150, 512, 512), f32, EVERYTHING, SAVED),
+}
+# Whose sweeps are counted: (itemsize of the logits, what each sweep is for, in order).
+CE_SWEEPS = ("statistics", "gradient")
+ANL_SWEEPS = ("statistics", "missing classes", "sums", "gradient")
+SWEPT = {
+    "sweep32768_bf16_ce": (2, CE_SWEEPS),
+    "sweep131072_bf16_ce": (2, CE_SWEEPS),
+    "sweep131072_f32_ce": (4, CE_SWEEPS),
+    "sweep32768_bf16_anl": (2, ANL_SWEEPS),
+    "sweep131072_bf16_anl": (2, ANL_SWEEPS),
+    "sweep131072_f32_anl": (4, ANL_SWEEPS),
 }
 SHARD_CASES: dict[str, tuple[tuple[int, ...], torch.dtype, Any, tuple[str, ...]]] = {
     "shard10_f32_anl": ((65536, 10), f32, ANL, SAVED),
@@ -116,8 +139,15 @@ def main(target_name: str) -> None:
         launches.clear()
         call()
         for kernel, kwargs in launches:
-            name = f"{case}/{kernel.__name__}"
-            report[name] = audit(kernel, kwargs, TARGETS[target_name])
+            compiled = compile_launch(kernel, kwargs, TARGETS[target_name])
+            used: dict[str, Any] = resources(compiled.asm)
+            if case in SWEPT and kernel.__name__ == "row_sweep_kernel" and "cubin" in compiled.asm:
+                itemsize, purposes = SWEPT[case]
+                costs = sweeps(_tool("nvdisasm", compiled.asm["cubin"], "-c"), itemsize)
+                used["sweeps"] = {
+                    purpose: cost._asdict() for purpose, cost in zip(purposes, costs, strict=True)
+                }
+            report[f"{case}/{kernel.__name__}"] = used
     print(json.dumps(report, indent=1))
 
 
@@ -171,8 +201,8 @@ def _column_calls() -> dict[str, Any]:
     return {name: lambda case=case: call(*case) for name, case in COLUMN_CASES.items()}
 
 
-def audit(kernel: JITFunction, kwargs: dict[str, Any], target: GPUTarget) -> dict[str, int]:
-    """Compile one launch; return its resources."""
+def compile_launch(kernel: JITFunction, kwargs: dict[str, Any], target: GPUTarget) -> Any:
+    """What Triton makes of one launch."""
     options = {k: v for k, v in kwargs.items() if k not in kernel.arg_names}
     signature: dict[str, Any] = {}
     constexprs: dict[tuple[int, ...], Any] = {}
@@ -184,9 +214,12 @@ def audit(kernel: JITFunction, kwargs: dict[str, Any], target: GPUTarget) -> dic
         else:
             signature[param.name] = _specialise(kwargs[param.name], (i,), constexprs, attrs)
     source = ASTSource(kernel, signature, constexprs, attrs)
-    compiled = triton.compile(source, target=target, options=options)
-    asm = compiled.asm
-    return _nvidia(asm) if target.backend == "cuda" else _amd(asm["amdgcn"])
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(asm: Any) -> dict[str, int]:
+    """What a launch takes of a multiprocessor, and how wide it loads and stores."""
+    return _nvidia(asm) if "cubin" in asm else _amd(asm["amdgcn"])
 
 
 def _specialise(value: Any, path: tuple[int, ...], constexprs: Any, attrs: Any) -> Any:
@@ -218,12 +251,7 @@ _TRITON_NAMES = {
 
 
 def _nvidia(asm: Any) -> dict[str, int]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        usage = subprocess.run(
-            [_cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    usage = _tool("cuobjdump", asm["cubin"], "-res-usage")
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
     ptx = asm["ptx"]
     return {
@@ -239,8 +267,14 @@ def _widest(pattern: str, text: str) -> int:
     return max((int(v or 1) * int(bits) for v, bits in re.findall(pattern, text)), default=0)
 
 
-def _cuobjdump() -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+def _tool(name: str, cubin: bytes, option: str) -> str:
+    """What one of the tools that come with Triton prints of a kernel."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _amd(text: str) -> dict[str, int]:

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.audit.sweeps import cost_of_row, table
+
 triton = pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 BUDGET = json.loads((HERE / "budget.json").read_text())
+SLACK = 1.02  # instructions for an element
 
 
 def compile_for(target):
     """The report of compile_kernels.py, which needs a process without the interpreter."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = str(HERE.parents[1])
-    command = [sys.executable, str(HERE / "compile_kernels.py"), target]
+    command = [sys.executable, "-m", "tests.audit.compile_kernels", target]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -67,8 +70,36 @@ class TestAudit:
         if target != "gfx942":
             assert all(used["load_bits"] == 128 for used in swept)
 
+    def test_rows_of_eights_move_16_bytes_at_a_time(self, target):
+        """1000 is no multiple of 16, which is all that the compiler looks for by itself."""
+        used = compiled(target)["rows1000_bf16_ce/row_tile_kernel"]
+        if target.startswith("sm"):
+            assert (used["load_bits"], used["store_bits"]) == (128, 128)
+
+    def test_sweeps_cost_no_more(self, target):
+        budget = BUDGET["targets"][target]
+        dearer = {
+            (name, purpose): (cost, budget[name]["sweeps"][purpose])
+            for name, used in compiled(target).items()
+            for purpose, cost in used.get("sweeps", {}).items()
+            if any(cost[k] > SLACK * budget[name]["sweeps"][purpose][k] for k in cost)
+        }
+        assert not dearer
+
     def test_budget_names_every_launch(self, target):
         assert set(compiled(target)) == set(BUDGET["targets"][target])
+
+
+@pytest.mark.parametrize("num_classes", [32768, 131072])
+@pytest.mark.parametrize(("terms", "most"), [("ce", 20), ("anl", 36)])
+def test_what_an_element_of_bfloat16_may_cost(terms, most, num_classes):
+    """In all sweeps of a row, on sm_90."""
+    assert cost_of_row(f"sweep{num_classes}_bf16_{terms}").instructions <= most
+
+
+def test_the_table_of_sweeps_is_in_the_documents():
+    document = (HERE.parents[1] / "docs" / "cuda.md").read_text()
+    assert table() in document, "docs/cuda.md: paste `python -m tests.audit.sweeps`"
 
 
 def test_a_case_for_every_kernel():

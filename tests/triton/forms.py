@@ -10,9 +10,9 @@ LAUNCHERS = (launch, launch_parts)
 # For K up to 64.
 FORMS = {
     "tile": Plan("tile", 2, 64, 4),
-    "sweep": Plan("sweep", 1, 16, 4),
+    "sweep": Plan("sweep", 1, 16, 4, lanes=4),
     "sweep-of-rows": Plan("sweep", 4, 8, 4),
-    "split": Plan("split", 1, 8, 4, 16),
+    "split": Plan("split", 1, 8, 4, 16, lanes=4),
 }
 
 KERNELS = {

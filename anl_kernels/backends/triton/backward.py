@@ -6,14 +6,15 @@ import triton.language as tl
 from anl_kernels.backends.triton.rows import (
     Rows,
     gradient_tile,
+    is_target,
+    load_classes,
     load_labels,
-    load_others,
     load_saved,
     load_scale,
+    load_tile,
     row_pointers,
     scaled,
     store_tile,
-    tile_pointers,
 )
 
 
@@ -22,15 +23,16 @@ def row_grad_kernel(
     Z, Y, SCALE, SAVED, GRAD, SHAPE, IGNORE, P, TERMS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """SCALE carries the upstream gradient, applied before rounding."""
-    n, k = tile_of(tl.program_id(0).to(tl.int64), SHAPE, BLOCK)
+    n, first = tile_of(tl.program_id(0).to(tl.int64), SHAPE, BLOCK)
     exist = n < SHAPE.N
     valid, y = load_labels(Y, SHAPE, IGNORE, n, exist)
-    rows = Rows(n, exist, row_pointers(Z, SHAPE, n), valid, valid, y)
-    z = load_others(Z, rows, k, SHAPE.K, BLOCK.acc)
+    rows = Rows(n, exist, row_pointers(Z, SHAPE, n, BLOCK), valid, valid, y)
+    z = load_classes(Z, rows, first, SHAPE.K, BLOCK)
     m, log_s, slopes = load_saved(SAVED, rows, len(TERMS.each))
-    grad, _ = gradient_tile(rows, z, k, m, log_s, slopes, P, TERMS, BLOCK.acc)
-    scale = load_scale(SCALE, n, valid, BLOCK.acc)
-    store_tile(GRAD, SHAPE, n, exist, k, scaled(grad, rows, scale))
+    slopes = scaled(slopes, rows, load_scale(SCALE, n, valid, BLOCK.acc))
+    grad, _ = gradient_tile(z, m, log_s, slopes, P, TERMS, BLOCK)
+    grad = tl.where(is_target(rows, first, BLOCK), slopes.gy[:, None], grad)
+    store_tile(GRAD, SHAPE, n, exist, first, grad, BLOCK)
 
 
 @triton.jit
@@ -42,18 +44,18 @@ def scale_kernel(T, FACTOR, SHAPE, BLOCK: tl.constexpr):
     factor = tl.load(FACTOR).to(BLOCK.acc)
     if factor == 1:
         return
-    first = tl.program_id(0).to(tl.int64)
-    across = first * 0 + tl.cdiv(SHAPE.K, BLOCK.k)
-    for tile in range(first, across * tl.cdiv(SHAPE.N, BLOCK.n), tl.num_programs(0)):
-        n, k = tile_of(tile, SHAPE, BLOCK)
-        mask = (n < SHAPE.N)[:, None] & (k < SHAPE.K)[None, :]
-        values = tl.load(tile_pointers(T, SHAPE, n, k), mask=mask).to(BLOCK.acc)
-        store_tile(T, SHAPE, n, n < SHAPE.N, k, values * factor)
+    start = tl.program_id(0).to(tl.int64)
+    across = start * 0 + tl.cdiv(SHAPE.K, BLOCK.k)
+    for tile in range(start, across * tl.cdiv(SHAPE.N, BLOCK.n), tl.num_programs(0)):
+        n, first = tile_of(tile, SHAPE, BLOCK)
+        exist = n < SHAPE.N
+        values = load_tile(T, SHAPE, row_pointers(T, SHAPE, n, BLOCK), exist, first, BLOCK)
+        store_tile(T, SHAPE, n, exist, first, values * factor, BLOCK)
 
 
 @triton.jit
 def tile_of(i, SHAPE, BLOCK: tl.constexpr):
-    """The rows and classes of tile i (int64)."""
+    """The rows and the first class of tile i (int64)."""
     across = tl.cdiv(SHAPE.K, BLOCK.k)
     n = (i // across) * BLOCK.n + tl.arange(0, BLOCK.n)
-    return n, (i % across).to(tl.int32) * BLOCK.k + tl.arange(0, BLOCK.k)
+    return n, (i % across).to(tl.int32) * BLOCK.k

@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 
 from anl_kernels.backends.triton.forward import sweep_others, tile_others
-from anl_kernels.backends.triton.numerics import scalar
+from anl_kernels.backends.triton.lanes import full_lanes, sum_by_lane
+from anl_kernels.backends.triton.numerics import exp, scalar
 from anl_kernels.backends.triton.rows import (
     any_of,
     full_tile,
-    load_others,
+    load_classes,
     load_tile,
     or_zero,
     row_pointers,
@@ -28,8 +29,8 @@ NUM_COLUMNS = tl.constexpr(2)  # of the parts of the lse: m, log_s
 @triton.jit
 def lse_parts_tile_kernel(Z, VALID, LSE_PARTS, SHAPE, BLOCK: tl.constexpr):
     n, exist, valid = rows_that_count(VALID, SHAPE, BLOCK)
-    rows = unlabelled_rows(Z, SHAPE, n, exist, valid)
-    m, mass = tile_others(load_others(Z, rows, tl.arange(0, BLOCK.k), SHAPE.K, BLOCK.acc))
+    rows = unlabelled_rows(Z, SHAPE, n, exist, valid, BLOCK)
+    m, mass = tile_others(load_classes(Z, rows, 0, SHAPE.K, BLOCK))
     store_lse_parts(LSE_PARTS, rows, or_zero(m), mass)
 
 
@@ -37,8 +38,8 @@ def lse_parts_tile_kernel(Z, VALID, LSE_PARTS, SHAPE, BLOCK: tl.constexpr):
 def lse_parts_sweep_kernel(Z, VALID, LSE_PARTS, SHAPE, BLOCK: tl.constexpr):
     n, exist, valid = rows_that_count(VALID, SHAPE, BLOCK)
     stop = tl.where(any_of(valid), SHAPE.K, 0)
-    rows = unlabelled_rows(Z, SHAPE, n, exist, valid)
-    m, mass, _, _, _ = sweep_others(Z, rows, n.to(BLOCK.acc), 0, stop, False, False, BLOCK)
+    rows = unlabelled_rows(Z, SHAPE, n, exist, valid, BLOCK)
+    m, mass, _, _, _ = sweep_others(Z, rows, 0, stop, False, False, BLOCK)
     store_lse_parts(LSE_PARTS, rows, m, mass)
 
 
@@ -48,16 +49,17 @@ def column_sums_kernel(
 ):
     """PARTIAL (groups, K): sums over ``GROUP_ROWS`` rows each, a multiple of BLOCK.n."""
     group = tl.program_id(0).to(tl.int64)
-    k = tl.program_id(1) * BLOCK.k + tl.arange(0, BLOCK.k)
+    first = tl.program_id(1) * BLOCK.k
     low, high = scalar(BOUNDS, 0, BLOCK.acc), scalar(BOUNDS, 1, BLOCK.acc)
     # A sum for each lane: no reduction, and no long chain of roundings.
     sums = full_tile(0, BLOCK, BLOCK.acc)
-    for first in range(0, GROUP_ROWS, BLOCK.n):
-        n = group * GROUP_ROWS + first + tl.arange(0, BLOCK.n)
-        rows = unlabelled_rows(Z, SHAPE, n, n < SHAPE.N, load_valid(VALID, n, n < SHAPE.N))
-        z = load_others(Z, rows, k, SHAPE.K, BLOCK.acc)
+    for i in range(0, GROUP_ROWS, BLOCK.n):
+        n = group * GROUP_ROWS + i + tl.arange(0, BLOCK.n)
+        rows = unlabelled_rows(Z, SHAPE, n, n < SHAPE.N, load_valid(VALID, n, n < SHAPE.N), BLOCK)
+        z = load_classes(Z, rows, first, SHAPE.K, BLOCK)
         p = clamped(probabilities(LSE_PARTS, rows, z), low, high)
         sums += tl.where(rows.valid[:, None], p, 0.0)
+    k = first + tl.arange(0, BLOCK.k)
     tl.store(PARTIAL + group * SHAPE.K + k, tl.sum(sums, 0), mask=k < SHAPE.K)
 
 
@@ -67,13 +69,12 @@ def column_grad_tile_kernel(
     ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n, exist, valid = rows_that_count(VALID, SHAPE, BLOCK)
-    k = tl.arange(0, BLOCK.k)
-    rows = unlabelled_rows(Z, SHAPE, n, exist, valid)
-    z = load_others(Z, rows, k, SHAPE.K, BLOCK.acc)
+    rows = unlabelled_rows(Z, SHAPE, n, exist, valid, BLOCK)
+    z = load_classes(Z, rows, 0, SHAPE.K, BLOCK)
     p = probabilities(LSE_PARTS, rows, z)
-    u = slopes_at(SLOPES, SHAPE, k, p, BOUNDS, BLOCK.acc)
+    u = slopes_at(SLOPES, SHAPE, 0, p, BOUNDS, BLOCK)
     slope = tl.load(SCALE).to(BLOCK.acc) * p * (u - tl.sum(p * u, 1)[:, None])
-    store_gradient(GRAD, SHAPE, rows, k, slope, ACCUMULATE, BLOCK.acc)
+    store_gradient(GRAD, SHAPE, rows, 0, slope, ACCUMULATE, BLOCK)
 
 
 @triton.jit
@@ -82,19 +83,18 @@ def column_grad_sweep_kernel(
     ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n, exist, valid = rows_that_count(VALID, SHAPE, BLOCK)
-    rows = unlabelled_rows(Z, SHAPE, n, exist, valid)
-    dot = full_tile(0, BLOCK, BLOCK.acc)
-    for start in range(0, SHAPE.K, BLOCK.k):
-        k = start + tl.arange(0, BLOCK.k)
-        p = probabilities(LSE_PARTS, rows, load_others(Z, rows, k, SHAPE.K, BLOCK.acc))
-        dot += p * slopes_at(SLOPES, SHAPE, k, p, BOUNDS, BLOCK.acc)
+    rows = unlabelled_rows(Z, SHAPE, n, exist, valid, BLOCK)
+    dot = full_lanes(0, BLOCK, BLOCK.acc)
+    for first in range(0, SHAPE.K, BLOCK.k):
+        p = probabilities(LSE_PARTS, rows, load_classes(Z, rows, first, SHAPE.K, BLOCK))
+        u = slopes_at(SLOPES, SHAPE, first, p, BOUNDS, BLOCK)
+        dot += sum_by_lane(p * u, BLOCK)
     dot_row = tl.sum(dot, 1)[:, None]
     scale = tl.load(SCALE).to(BLOCK.acc)
-    for start in range(0, SHAPE.K, BLOCK.k):
-        k = start + tl.arange(0, BLOCK.k)
-        p = probabilities(LSE_PARTS, rows, load_others(Z, rows, k, SHAPE.K, BLOCK.acc))
-        slope = scale * p * (slopes_at(SLOPES, SHAPE, k, p, BOUNDS, BLOCK.acc) - dot_row)
-        store_gradient(GRAD, SHAPE, rows, k, slope, ACCUMULATE, BLOCK.acc)
+    for first in range(0, SHAPE.K, BLOCK.k):
+        p = probabilities(LSE_PARTS, rows, load_classes(Z, rows, first, SHAPE.K, BLOCK))
+        slope = scale * p * (slopes_at(SLOPES, SHAPE, first, p, BOUNDS, BLOCK) - dot_row)
+        store_gradient(GRAD, SHAPE, rows, first, slope, ACCUMULATE, BLOCK)
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def probabilities(LSE_PARTS, rows, z):
     row = LSE_PARTS + rows.n * NUM_COLUMNS
     m = tl.load(row, mask=rows.valid, other=0.0)
     log_s = tl.load(row + 1, mask=rows.valid, other=0.0)
-    return tl.exp((z - m[:, None]) - log_s[:, None])
+    return exp((z - m[:, None]) - log_s[:, None])
 
 
 @triton.jit
@@ -135,17 +135,20 @@ def clamped(p, low, high):
 
 
 @triton.jit
-def slopes_at(SLOPES, SHAPE, k, p, BOUNDS, ACC: tl.constexpr):
+def slopes_at(SLOPES, SHAPE, first, p, BOUNDS, BLOCK: tl.constexpr):
     """The slope of each class where it reaches p, through the clamp; 0 outside the row."""
-    low, high = scalar(BOUNDS, 0, ACC), scalar(BOUNDS, 1, ACC)
+    low, high = scalar(BOUNDS, 0, BLOCK.acc), scalar(BOUNDS, 1, BLOCK.acc)
+    k = first + tl.arange(0, BLOCK.k)
     slopes = tl.load(SLOPES + k, mask=k < SHAPE.K, other=0.0)[None, :]
     return tl.where((p < low) | (p > high), 0.0, slopes)
 
 
 @triton.jit
-def store_gradient(GRAD, SHAPE, rows, k, slope, ACCUMULATE: tl.constexpr, ACC: tl.constexpr):
+def store_gradient(GRAD, SHAPE, rows, first, slope, ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr):
     if ACCUMULATE:
-        slope += load_tile(GRAD, SHAPE, row_pointers(GRAD, SHAPE, rows.n), rows.valid, k, ACC)
-        store_tile(GRAD, SHAPE, rows.n, rows.valid, k, slope)
+        pointers = row_pointers(GRAD, SHAPE, rows.n, BLOCK)
+        slope += load_tile(GRAD, SHAPE, pointers, rows.valid, first, BLOCK)
+        store_tile(GRAD, SHAPE, rows.n, rows.valid, first, slope, BLOCK)
     else:
-        store_tile(GRAD, SHAPE, rows.n, rows.exist, k, tl.where(rows.valid[:, None], slope, 0.0))
+        slope = tl.where(rows.valid[:, None], slope, 0.0)
+        store_tile(GRAD, SHAPE, rows.n, rows.exist, first, slope, BLOCK)

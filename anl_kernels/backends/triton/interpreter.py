@@ -6,6 +6,7 @@ wrongly, and lets NumPy warn of the infinities and NaNs that kernels select away
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,8 @@ def like_hardware() -> Iterator[None]:
 
     interpreter._convert_float = convert_float
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # of a maximum
             yield
     finally:
         interpreter._convert_float = convert

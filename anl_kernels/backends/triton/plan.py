@@ -42,6 +42,10 @@ COLUMNS, COLUMN_TILES, COLUMN_PROGRAMS_PER_PROCESSOR = 256, 8, 4
 SPLIT_BELOW_ROWS, SPLIT_FROM_CLASSES, PART = 64, 1 << 17, 1 << 15
 MAX_SPLITS = 1024
 
+# A sweep's lanes: one for each thread where warps are 64 wide (AMD), so that a thread has whole
+# lanes on every target.
+LANES_OF_WARP = 64
+
 
 class Plan(NamedTuple):
     """How a kernel is launched."""
@@ -52,6 +56,8 @@ class Plan(NamedTuple):
     num_warps: int
     part: int = 0
     """Classes in a part of a split row."""
+    lanes: int = 0
+    """How many numbers a sweep keeps of a row, see lanes.py; 0 is one for each class of a block."""
 
 
 def plan_rows(
@@ -76,8 +82,8 @@ def plan_rows(
     block_k //= _width(dtype)
     if may_split and num_rows < SPLIT_BELOW_ROWS and num_classes >= SPLIT_FROM_CLASSES:
         part = max(PART, _power_of_two(-(-num_classes // MAX_SPLITS)))
-        return Plan("split", 1, block_k, warps, part)
-    return Plan("sweep", 1, block_k, warps)
+        return Plan("split", 1, block_k, warps, part, LANES_OF_WARP * warps)
+    return Plan("sweep", 1, block_k, warps, lanes=LANES_OF_WARP * warps)
 
 
 def for_sums(plan: Plan, dtype: torch.dtype) -> Plan:
@@ -88,7 +94,7 @@ def for_sums(plan: Plan, dtype: torch.dtype) -> Plan:
     """
     if plan.kind == "tile" or dtype != torch.float64:
         return plan
-    return plan._replace(num_warps=MAX_WARPS)
+    return plan._replace(num_warps=MAX_WARPS, lanes=LANES_OF_WARP * MAX_WARPS)
 
 
 def plan_tiles(num_classes: int, class_first: bool, dtype: torch.dtype) -> Plan:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from anl_kernels.backends.triton.numerics import log1p, scalar
-from anl_kernels.backends.triton.terms import AFFINE, DENSE, Target
+from anl_kernels.backends.triton.numerics import exp, exp_difference, log1p, scalar
+from anl_kernels.backends.triton.terms import AFFINE, DENSE, HINGE, Target, hinge
 
 NUM_SAVED = tl.constexpr(4)  # m, log_s, the target's gradient, q; then one slope for each term
 
@@ -62,9 +62,9 @@ def rows_of_program(SHAPE, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def unlabelled_rows(Z, SHAPE, n, exist, loaded):
+def unlabelled_rows(Z, SHAPE, n, exist, loaded, BLOCK: tl.constexpr):
     """Rows in which every class is one of the others."""
-    z = row_pointers(Z, SHAPE, n)
+    z = row_pointers(Z, SHAPE, n, BLOCK)
     return Rows(n, exist, z, loaded, loaded, tl.full(n.shape, -1, tl.int32))
 
 
@@ -87,28 +87,100 @@ def load_labels(Y, SHAPE, IGNORE, n, exist):
 
 
 @triton.jit
-def row_pointers(T, SHAPE, n):
-    """Pointers to class 0 of rows n."""
-    return T.data + (n // SHAPE.M) * T.stride_b + (n % SHAPE.M) * T.stride_m
+def aligned(size, BLOCK: tl.constexpr):
+    """A stride or number of classes, so that the compiler sees it is a multiple of BLOCK.align.
 
-
-@triton.jit
-def tile_pointers(T, SHAPE, n, k):
-    """Pointers to rows n and classes k."""
-    return row_pointers(T, SHAPE, n)[:, None] + k.to(tl.int64)[None, :] * T.stride_k
-
-
-@triton.jit
-def load_others(Z, rows, k, stop, ACC: tl.constexpr):
-    """Tile (BLOCK.n, BLOCK.k) of logits with -inf at the target and from class ``stop`` on.
-
-    The target is taken out after the load: in the mask it would break the load into single
-    elements.
+    By itself it sees multiples of 16 only, and would load a row of 1000 classes one by one. Of one
+    batch, or one position, the stride is anything, and multiplied by 0.
     """
-    mask = rows.loaded[:, None] & (k < stop)[None, :]
-    pointers = rows.z[:, None] + k.to(tl.int64)[None, :] * Z.stride_k
-    z = tl.load(pointers, mask=mask, other=-float("inf")).to(ACC)
-    return tl.where(k[None, :] == rows.y[:, None], -float("inf"), z)
+    if BLOCK.align == 1:
+        return size
+    return size // BLOCK.align * BLOCK.align
+
+
+@triton.jit
+def row_pointers(T, SHAPE, n, BLOCK: tl.constexpr):
+    """Pointers to class 0 of rows n."""
+    batches = T.data + (n // SHAPE.M) * aligned(T.stride_b, BLOCK)
+    return batches + (n % SHAPE.M) * aligned(T.stride_m, BLOCK)
+
+
+@triton.jit
+def tile_pointers(T, rows, first, BLOCK: tl.constexpr):
+    """Pointers to the BLOCK.k classes from ``first`` on, from those to class 0 of rows.
+
+    In a sweep of one row what differs between blocks is added to the row, which leaves a constant
+    for each class; of many rows that would take two registers for each.
+    """
+    if BLOCK.n > 1:
+        k = (first + tl.arange(0, BLOCK.k)).to(tl.int64)
+        return rows[:, None] + k[None, :] * T.stride_k
+    start = rows + (tl.zeros((), tl.int64) + first) * T.stride_k
+    return start[:, None] + (tl.arange(0, BLOCK.k).to(tl.int64) * T.stride_k)[None, :]
+
+
+@triton.jit
+def tile_mask(rows, first, stop, BLOCK: tl.constexpr):
+    """Of such a tile, which is in rows and below ``stop``."""
+    return rows[:, None] & (first + tl.arange(0, BLOCK.k) < aligned(stop, BLOCK))[None, :]
+
+
+@triton.jit
+def load_classes(Z, rows, first, stop, BLOCK: tl.constexpr):
+    """Tile (BLOCK.n, BLOCK.k) of logits from class ``first`` on, with -inf from ``stop`` on."""
+    mask = tile_mask(rows.loaded, first, stop, BLOCK)
+    pointers = tile_pointers(Z, rows.z, first, BLOCK)
+    return widened(tl.load(pointers, mask=mask, other=-float("inf")), BLOCK)
+
+
+@triton.jit
+def widened(z, BLOCK: tl.constexpr):
+    """Logits in the type of all arithmetic.
+
+    A bfloat16 is half of a float32: said in integers, the upper of two takes one instruction.
+    """
+    if z.dtype == tl.bfloat16:
+        bits = z.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        return bits.to(tl.float32, bitcast=True)
+    return z.to(BLOCK.acc)
+
+
+@triton.jit
+def load_others(Z, rows, first, stop, BLOCK: tl.constexpr):
+    """The same with -inf at the target too.
+
+    It is taken out after the load: in the mask it would break the load into single elements.
+    """
+    z = load_classes(Z, rows, first, stop, BLOCK)
+    return tl.where(is_target(rows, first, BLOCK), -float("inf"), z)
+
+
+@triton.jit
+def is_target(rows, first, BLOCK: tl.constexpr):
+    """Where a tile has its rows' targets."""
+    return (first + tl.arange(0, BLOCK.k))[None, :] == rows.y[:, None]
+
+
+@triton.jit
+def load_block(Z, rows, first, stop, BLOCK: tl.constexpr):
+    """The others of a block of a sweep."""
+    if all_others(rows, first, stop, BLOCK):
+        z = widened(tl.load(tile_pointers(Z, rows.z, first, BLOCK)), BLOCK)
+    else:
+        z = load_others(Z, rows, first, stop, BLOCK)
+    return z
+
+
+@triton.jit
+def all_others(rows, first, stop, BLOCK: tl.constexpr):
+    """Whether a block of a sweep is nothing but others of one row, before ``stop``.
+
+    A branch for the block costs less than masks for its classes.
+    """
+    if BLOCK.n > 1:
+        return False
+    y = tl.max(rows.y, 0)
+    return (first + BLOCK.k <= stop) & ((y < first) | (y >= first + BLOCK.k))
 
 
 @triton.jit
@@ -131,23 +203,6 @@ def any_of(mask):
 
 
 @triton.jit
-def anchor(Z, rows, z_y, start, stop, SAMPLES: tl.constexpr, ACC: tl.constexpr):
-    """A logit of the row that linear sums are taken relative to, so that no offset cancels.
-
-    The largest of the target's and ``SAMPLES`` others in [start, stop): one alone may be masked by
-    a number far below all the rest. The row's maximum would do better, and cost the sweep its
-    registers.
-    """
-    z_0 = z_y
-    for i in tl.static_range(SAMPLES):
-        k = start + (stop - start) // (SAMPLES + 1) * (i + 1)
-        k = tl.where(rows.y == k, start, k).to(tl.int64)
-        other = tl.load(rows.z + k * Z.stride_k, mask=rows.loaded, other=-float("inf")).to(ACC)
-        z_0 = tl.maximum(other, z_0)
-    return or_zero(z_0)
-
-
-@triton.jit
 def or_zero(z):
     """A logit to subtract: 0 for one that is not there, lest -inf - -inf be NaN."""
     return tl.where(z == -float("inf"), 0.0, z)
@@ -162,7 +217,7 @@ def normalise(m_others, mass, z_y):
     """
     m = tl.maximum(m_others, z_y)
     m = tl.where(m == -float("inf"), 0.0, m)  # a row that is not loaded, or empty of classes
-    mass = tl.where(mass == 0, mass, mass * tl.exp(m_others - m))
+    mass = tl.where(mass == 0, mass, mass * exp(m_others - m))
     d_y = z_y - m
     e_y = tl.exp(d_y)
     near = e_y > mass
@@ -182,20 +237,33 @@ def scalars(P, t: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def add_dense(S, D, z, softmax, P, TERMS: tl.constexpr, ACC: tl.constexpr):
-    """S and D, one accumulator for each dense term, plus a tile's values and slopes of phi."""
-    l = (z - softmax.m[:, None]) - softmax.log_s[:, None]
-    p = tl.exp(l)
+def dense_tiles(z, softmax, P, TERMS: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of every dense term's phi, and one of its slope, as two tuples; 0 where z is -inf."""
+    d = z - softmax.m[:, None]
+    log_s = softmax.log_s[:, None]
+    l, p = d - log_s, probabilities(d, log_s, BLOCK)
     there = z > -float("inf")
     values = ()
     slopes = ()
     for t in tl.static_range(len(TERMS.each)):
+        a, b, c = scalars(P, t, BLOCK.acc)
+        if TERMS.each[t].sum_kind == HINGE:
+            value, slope = hinge(d + (a - log_s))
+            values, slopes = values + (value,), slopes + (slope,)
         if TERMS.each[t].sum_kind == DENSE:
-            a, b, c = scalars(P, t, ACC)
             value, slope = TERMS.each[t].phi(l, p, a, b, c)
-            values = values + (S[TERMS.each[t].slot] + tl.where(there, value, 0.0),)
-            slopes = slopes + (D[TERMS.each[t].slot] + tl.where(there, slope, 0.0),)
+            values = values + (tl.where(there, value, 0.0),)
+            slopes = slopes + (tl.where(there, slope, 0.0),)
     return values, slopes
+
+
+@triton.jit
+def probabilities(d, log_s, BLOCK: tl.constexpr):
+    """exp(d - log_s), in a form that all kernels for a tensor share: a clamp of p is one for all.
+
+    One instruction can be saved for a number more of each row, which positions have many of.
+    """
+    return exp(d - log_s) if BLOCK.class_first else exp_difference(d, log_s)
 
 
 @triton.jit
@@ -207,16 +275,7 @@ def full_tile(value, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def zero_tiles(count: tl.constexpr, BLOCK: tl.constexpr):
-    """A tuple of ``count`` accumulators."""
-    tiles = ()
-    for _ in tl.static_range(count):
-        tiles = tiles + (full_tile(0, BLOCK, BLOCK.acc),)
-    return tiles
-
-
-@triton.jit
-def sum_tiles(tiles):
+def sum_rows(tiles):
     """The row sums of a tuple of tiles."""
     sums = ()
     for i in tl.static_range(len(tiles)):
@@ -240,7 +299,7 @@ def finish_rows(OUT, W, rows, softmax, linear, S, D, P, TERMS: tl.constexpr, ACC
     for t in tl.static_range(len(TERMS.each)):
         others = tl.zeros_like(l_y)
         slopes = tl.zeros_like(l_y)
-        if TERMS.each[t].sum_kind == DENSE:
+        if TERMS.each[t].sum_kind >= HINGE:
             others, slopes = S[TERMS.each[t].slot], D[TERMS.each[t].slot]
         if TERMS.each[t].sum_kind == AFFINE:
             others, slopes = others_sum - count * ((m - z_0) + log_s), count
@@ -307,20 +366,25 @@ def load_saved(SAVED, rows, T: tl.constexpr):
 
 
 @triton.jit
-def gradient_tile(rows, z, k, m, log_s, slopes, P, TERMS: tl.constexpr, ACC: tl.constexpr):
-    """(gradient of the unscaled row loss, probabilities) of logits that are -inf at the target."""
-    l = (z - m[:, None]) - log_s[:, None]
-    p = tl.exp(l)
-    slope = tl.zeros(z.shape, ACC)
+def gradient_tile(z, m, log_s, slopes, P, TERMS: tl.constexpr, BLOCK: tl.constexpr):
+    """(gradient at the others, their probabilities)."""
+    d = z - m[:, None]
+    log_s = log_s[:, None]
+    l, p = d - log_s, probabilities(d, log_s, BLOCK)
+    flat = tl.zeros_like(m)
     for t in tl.static_range(len(TERMS.each)):
         if TERMS.each[t].sum_kind == AFFINE:
-            slope += slopes.G[t][:, None]
+            flat += slopes.G[t]
+    slope = tl.zeros(z.shape, BLOCK.acc) + flat[:, None]
+    for t in tl.static_range(len(TERMS.each)):
+        a, b, c = scalars(P, t, BLOCK.acc)
+        if TERMS.each[t].sum_kind == HINGE:
+            _, term_slope = hinge(d + (a - log_s))
+            slope += slopes.G[t][:, None] * term_slope
         if TERMS.each[t].sum_kind == DENSE:
-            a, b, c = scalars(P, t, ACC)
             _, term_slope = TERMS.each[t].phi(l, p, a, b, c)
             slope += slopes.G[t][:, None] * term_slope
-    others = tl.where(z != -float("inf"), slope - slopes.q[:, None] * p, 0.0)  # a NaN stays one
-    return tl.where(k[None, :] == rows.y[:, None], slopes.gy[:, None], others), p
+    return tl.where(z != -float("inf"), slope - slopes.q[:, None] * p, 0.0), p  # a NaN stays one
 
 
 @triton.jit
@@ -330,35 +394,32 @@ def load_scale(SCALE, n, mask, ACC: tl.constexpr):
 
 
 @triton.jit
-def scaled(grad, rows, scale):
-    """An ignored row has no scale worth reading: select, lest 0 * NaN come out."""
-    return tl.where(rows.valid[:, None], grad * scale[:, None], 0.0)
+def scaled(slopes, rows, scale):
+    """The slopes of the scaled loss of rows; 0 of an ignored one, which has none worth reading."""
+    G = ()
+    for t in tl.static_range(len(slopes.G)):
+        G = G + (tl.where(rows.valid, slopes.G[t] * scale, 0.0),)
+    gy = tl.where(rows.valid, slopes.gy * scale, 0.0)
+    return Slopes(gy, tl.where(rows.valid, slopes.q * scale, 0.0), G)
 
 
 @triton.jit
-def load_tile(T, SHAPE, pointers, mask_n, k, ACC: tl.constexpr):
+def load_tile(T, SHAPE, pointers, mask_n, first, BLOCK: tl.constexpr):
     """Tile (BLOCK.n, BLOCK.k) of T with zeros outside, from pointers to class 0."""
-    mask = mask_n[:, None] & (k < SHAPE.K)[None, :]
-    at = k.to(tl.int64)[None, :] * T.stride_k
-    return tl.load(pointers[:, None] + at, mask=mask, other=0.0).to(ACC)
+    mask = tile_mask(mask_n, first, SHAPE.K, BLOCK)
+    return tl.load(tile_pointers(T, pointers, first, BLOCK), mask=mask, other=0.0).to(BLOCK.acc)
 
 
 @triton.jit
-def store_tile(T, SHAPE, n, mask_n, k, values):
+def store_tile(T, SHAPE, n, mask_n, first, values, BLOCK: tl.constexpr):
     """Write a tile of T, rounded to its dtype."""
-    mask = mask_n[:, None] & (k < SHAPE.K)[None, :]
-    tl.store(tile_pointers(T, SHAPE, n, k), values.to(T.data.dtype.element_ty), mask=mask)
+    mask = tile_mask(mask_n, first, SHAPE.K, BLOCK)
+    pointers = tile_pointers(T, row_pointers(T, SHAPE, n, BLOCK), first, BLOCK)
+    tl.store(pointers, values.to(T.data.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_outputs_tile(
-    GRAD, PROBS, SHAPE, rows, z, k, softmax, slopes, scale, P,
-    TERMS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Write what is asked for of a tile: its scaled gradient, its probabilities."""
-    grad, p = gradient_tile(rows, z, k, softmax.m, softmax.log_s, slopes, P, TERMS, ACC)
-    if GRAD.data is not None:
-        store_tile(GRAD, SHAPE, rows.n, rows.exist, k, scaled(grad, rows, scale))
-    if PROBS.data is not None:
-        p = tl.where(k[None, :] == rows.y[:, None], softmax.p_y[:, None], p)
-        store_tile(PROBS, SHAPE, rows.n, rows.exist, k, p)
+def store_block(T, SHAPE, n, first, values, BLOCK: tl.constexpr):
+    """The same of a block of a sweep that is in the tensor all over."""
+    pointers = tile_pointers(T, row_pointers(T, SHAPE, n, BLOCK), first, BLOCK)
+    tl.store(pointers, values.to(T.data.dtype.element_ty))

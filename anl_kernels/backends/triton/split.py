@@ -24,7 +24,6 @@ from anl_kernels.backends.triton.forward import (
 )
 from anl_kernels.backends.triton.rows import (
     Rows,
-    anchor,
     any_of,
     finish_rows,
     labelled_rows,
@@ -40,9 +39,6 @@ from anl_kernels.interface import NUM_PARTIALS
 
 COLUMNS = tl.constexpr(NUM_PARTIALS)
 
-# A part may be without its row's label, and then has no other guard against a masked anchor.
-ANCHOR_SAMPLES = tl.constexpr(3)
-
 
 @triton.jit
 def split_partials_kernel(
@@ -51,25 +47,19 @@ def split_partials_kernel(
 ):  # fmt: skip
     """Program (rows, part): the partials of PART classes of each, a TILE or swept."""
     n, exist, slot, start = part_of_program(SHAPE, SPLITS, PART, BLOCK)
-    rows = labelled_rows(row_pointers(Z, SHAPE, n), Y, SHAPE, IGNORE, n, exist, ALL_ROWS)
+    rows = labelled_rows(row_pointers(Z, SHAPE, n, BLOCK), Y, SHAPE, IGNORE, n, exist, ALL_ROWS)
     z_y = load_target(Z, rows, SHARD, BLOCK.acc)
     stop = tl.where(any_of(rows.loaded), tl.minimum(start + PART, SHAPE.K), start)
     if TILE:
-        k = tl.arange(0, BLOCK.k)
-        z = load_others(Z, rows, k, stop, BLOCK.acc)
+        z = load_others(Z, rows, 0, stop, BLOCK)
         m, mass = tile_others(z)
         total, count = tile_linear(z, m, BLOCK.acc)
         if PARTS.best is not None:
-            best = first_of_equals(z, k[None, :], m, stop - 1)
+            best = first_of_equals(z, tl.arange(0, BLOCK.k)[None, :], m, stop - 1)
     else:
-        z_0 = z_y
-        if LINEAR:
-            z_0 = anchor(Z, rows, z_y, start, stop, ANCHOR_SAMPLES, BLOCK.acc)
         m, mass, total, count, best = sweep_others(
-            Z, rows, z_0, start, stop, LINEAR, PARTS.best is not None, BLOCK
+            Z, rows, start, stop, LINEAR, PARTS.best is not None, BLOCK
         )
-        if LINEAR:
-            total = relative_to(m, z_0, total, count)
         m = tl.where(mass == 0, -float("inf"), m)
     store_partials(PARTS, slot, rows.exist, (m, mass, total, count, z_y))
     if PARTS.best is not None:
@@ -94,13 +84,13 @@ def split_sums_kernel(
 ):  # fmt: skip
     """Program (rows, part): the dense sums of PART classes of each; GIVEN parts make PARTS."""
     n, exist, slot, start = part_of_program(SHAPE, SPLITS, PART, BLOCK)
-    z_rows = row_pointers(Z, SHAPE, n)
+    z_rows = row_pointers(Z, SHAPE, n, BLOCK)
     m_others, mass, _, _, z_y = merge_partials(PARTS, n, exist, GIVEN, BLOCK_S)
     softmax = normalise(m_others, mass, z_y)
     rows = labelled_rows(z_rows, Y, SHAPE, IGNORE, n, exist, ALL_ROWS)
     stop = tl.where(any_of(rows.loaded), tl.minimum(start + PART, SHAPE.K), start)
     if TILE:
-        z = load_others(Z, rows, tl.arange(0, BLOCK.k), stop, BLOCK.acc)
+        z = load_others(Z, rows, 0, stop, BLOCK)
         S, D = tile_dense(z, softmax, P, TERMS, BLOCK)
     else:
         S, D = sweep_dense(Z, rows, start, stop, softmax, P, TERMS, BLOCK)
@@ -142,17 +132,6 @@ def part_of_program(SHAPE, SPLITS, PART, BLOCK: tl.constexpr):
     pid = tl.program_id(0).to(tl.int64)
     n = pid // SPLITS * BLOCK.n + tl.arange(0, BLOCK.n)
     return n, n < SHAPE.N, n * SPLITS + pid % SPLITS, (pid % SPLITS * PART).to(tl.int32)
-
-
-@triton.jit
-def relative_to(m, z_0, total, count):
-    """The sum of z - m over the others out of that of z - z_0; m is their maximum.
-
-    Where classes are masked by the lowest number there is, and one is the anchor, the rest
-    overflows: by that much the sum of z - m is below 0.
-    """
-    moved = tl.where(count == 0, total, total + count * (z_0 - m))
-    return tl.where(total == float("inf"), -float("inf"), moved)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ struct that is a ``tl.constexpr``.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import namedtuple
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,8 @@ from anl_kernels.settings import interpreting
 from anl_kernels.terms import Terms
 from anl_kernels.terms.balanced import Balanced
 from anl_kernels.terms.encoding import NUM_SCALARS, encode
+
+VECTOR_BYTES = 16  # of the widest load
 
 Numbers = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -91,6 +94,12 @@ class Block(NamedTuple):
     n: int
     k: int
     acc: tl.dtype
+    class_first: bool
+    align: int
+    """What the rows' strides and their number of classes are multiples of."""
+    lanes: int
+    vector: int
+    """See :mod:`anl_kernels.backends.triton.lanes`."""
 
 
 def strided(view: RowView) -> Strided:
@@ -166,17 +175,43 @@ def launch(kernel: Any, plan: Plan, view: RowView, *grid: int, **arguments: Any)
     grid = grid or (triton.cdiv(B * M, plan.block_n),)
     if 0 in grid:
         return
-    acc = tl.float64 if view.tensor.dtype == torch.float64 else tl.float32
+    tensors = [given for given in arguments.values() if isinstance(given, Strided)]
+    block = block_of(plan, view, tensors)
     with on_device(view.tensor):
         # Contracting a * b + c into one rounding is what the tests' error bounds were earned with;
         # the default of this option changes between Triton releases.
         kernel[grid](
             **arguments,
             SHAPE=Shape(B * M, K, M),
-            BLOCK=Block(plan.block_n, plan.block_k, acc),
+            BLOCK=block,
             num_warps=plan.num_warps,
             enable_fp_fusion=True,
         )
+
+
+def block_of(plan: Plan, view: RowView, tensors: list[Strided]) -> Block:
+    """The blocks of a plan for the rows of a view, and what is true of all tensors of a launch."""
+    acc = tl.float64 if view.tensor.dtype == torch.float64 else tl.float32
+    given = [tensor for tensor in tensors if tensor.data is not None]
+    widest = VECTOR_BYTES // view.tensor.itemsize
+    alignments = [_alignment(tensor, view.shape) for tensor in given]
+    align = math.gcd(widest, view.shape[1], *alignments)
+    lanes = min(plan.lanes or plan.block_k, plan.block_k)
+    vector = min(align, plan.block_k // lanes)
+    return Block(plan.block_n, plan.block_k, acc, view.class_first, align, lanes, vector)
+
+
+def _alignment(tensor: Strided, shape: tuple[int, int, int]) -> int:
+    """Up to 16 bytes of classes that every row begins at a multiple of, in a count of classes.
+
+    Triton takes a pointer to be a multiple of 16 bytes or of nothing.
+    """
+    B, _, M = shape
+    data = tensor.data
+    if data is None or tensor.stride_k != 1 or data.data_ptr() % VECTOR_BYTES:
+        return 1
+    strides = (tensor.stride_b if B > 1 else 0, tensor.stride_m if M > 1 else 0)
+    return math.gcd(VECTOR_BYTES // data.itemsize, *strides)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -12,7 +12,9 @@ A term is ``Functor(phi, head, sum_kind)`` (see docs/math.md for the algebra):
     and on a GPU the maximum drops it.
 ``sum_kind``
     NO_SUM: phi is not called. AFFINE: phi(l) = l, and the sum comes out of the first sweep.
-    DENSE: the row is swept once more, when its lse is known.
+    HINGE: phi(l) = max(a + l, 0), not called either. The row is swept once more, when its lse is
+    known.
+    DENSE: any other phi, with such a sweep.
 ``counts``
     Whether the head reads ``count`` (an AFFINE term always may).
 
@@ -28,7 +30,8 @@ from anl_kernels.backends.triton.numerics import expm1, log1p, power
 
 NO_SUM = tl.constexpr(0)
 AFFINE = tl.constexpr(1)
-DENSE = tl.constexpr(2)
+HINGE = tl.constexpr(2)
+DENSE = tl.constexpr(3)
 
 
 class Target(NamedTuple):
@@ -56,7 +59,7 @@ class Functor(NamedTuple):
     @property
     def is_dense(self) -> bool:
         """Whether its sum needs the row's lse."""
-        return bool(self.sum_kind.value == DENSE.value)
+        return bool(self.sum_kind.value >= HINGE.value)
 
 
 @triton.jit
@@ -70,9 +73,10 @@ def phi_log(l, p, a, b, c):
 
 
 @triton.jit
-def phi_negative_log(l, p, offset, b, c):
-    below = l < -offset
-    return tl.where(below, 0.0, offset + l), tl.where(below, 0.0, 1.0).to(l.dtype)
+def hinge(u):
+    """max(u, 0) and its slope; a NaN stays one."""
+    value = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return value, tl.where(u < 0, 0.0, 1.0).to(u.dtype)
 
 
 @triton.jit
@@ -207,7 +211,7 @@ def head_nce(y, a, b, c):
 
 @triton.jit
 def head_nnce(y, offset, b, c):
-    u, slope = phi_negative_log(y.l, y.p, offset, b, c)
+    u, slope = hinge(offset + y.l)
     loss, slope, g, total = complement_quotient(u, slope, y.others)
     return loss, slope, g, tl.zeros_like(y.l), total
 
@@ -393,7 +397,7 @@ FUNCTORS = {
     "ce": Functor(phi_none, head_ce, NO_SUM),
     "ce_smoothed": Functor(phi_log, head_ce_smoothed, AFFINE),
     "nce": Functor(phi_log, head_nce, AFFINE),
-    "nnce": Functor(phi_negative_log, head_nnce, DENSE),
+    "nnce": Functor(phi_none, head_nnce, HINGE),
     "nnce_bounded": Functor(phi_negative_log_bounded, head_nnce_bounded, DENSE),
     "fl": Functor(phi_none, head_fl, NO_SUM),
     "fl_true": Functor(phi_none, head_fl_true, NO_SUM),
