@@ -27,13 +27,36 @@ ADAMW = (
     "RelativeGCE(0.5)",
     "ANL(1,2) row",
     "ANL(1,2) batch",
+    "ANL(1,1) running",
+    "ANL(1,1) row",
+    "ANL(2,1) batch",
+    "GCE(0.3)",
+    "ANL(5,5) auto",
+    "NCE+MAE(1,1)",
 )
-SGD = ("CE", "ANL(1,1) batch", "RelativeGCE(0.7)")
-LARGER = ("GCE(0.7)", "ANL(1,1) batch", "RelativeGCE(0.7)")
-SEEDED = ("GCE(0.5)", "ANL(1,1) batch", "RelativeGCE(0.5)", "RelativeGCE(0.7)")
+SGD = (
+    "CE",
+    "ANL(1,1) batch",
+    "RelativeGCE(0.7)",
+    "ANL(1,1) running",
+    "ANL(1,1) row",
+    "RelativeGCE(0.5)",
+    "GCE(0.5)",
+    "GCE(0.7)",
+)
+LARGER = ("GCE(0.7)", "ANL(1,1) batch", "RelativeGCE(0.7)", "GCE(0.5)", "RelativeGCE(0.5)")
+SEEDED = (
+    "GCE(0.5)",
+    "ANL(1,1) batch",
+    "RelativeGCE(0.5)",
+    "RelativeGCE(0.7)",
+    "ANL(1,1) running",
+)
 FEWER_SEEDED = ("GCE(0.7)", "CE")
 """Behind the others on the first seeds, and not carried on."""
-LARGER_SGD = ("CE", "ANL(1,1) batch")
+LARGER_SGD = ("CE", "ANL(1,1) batch", "RelativeGCE(0.7)")
+UNCLIPPED = ("ANL(1,1) batch", "GCE(0.5)", "RelativeGCE(0.5)", "GCE(0.7)", "CE")
+LARGER_UNCLIPPED = ("ANL(1,1) batch", "GCE(0.5)", "RelativeGCE(0.5)")
 PLAIN = (
     "CE",
     "GCE(0.3)",
@@ -170,7 +193,7 @@ def larger_rates(records: Records = ()) -> list[Run]:
 
 
 def larger(records: Records = ()) -> list[Run]:
-    return seeded(setting(10_000, "adamw"), LARGER, records, SEEDS[:FIRST_SEEDS])
+    return seeded(setting(10_000, "adamw"), LARGER, records, SEEDS)
 
 
 def sgd_rates(records: Records = ()) -> list[Run]:
@@ -182,14 +205,35 @@ def sgd_edges(records: Records = ()) -> list[Run]:
 
 
 def sgd(records: Records = ()) -> list[Run]:
-    return seeded(setting(3000, "sgd"), SGD, records, SEEDS[:FIRST_SEEDS])
+    return seeded(setting(3000, "sgd"), SGD, records, SEEDS)
 
 
 def larger_sgd(records: Records = ()) -> list[Run]:
     """At the rates of K = 3000."""
     run = setting(10_000, "sgd")
-    seeds = SEEDS[:FIRST_SEEDS]
-    return seeded(run, LARGER_SGD, records, seeds, searched_as=setting(3000, "sgd"))
+    return seeded(run, LARGER_SGD, records, SEEDS, searched_as=setting(3000, "sgd"))
+
+
+def unclipped_setting() -> Run:
+    return replace(setting(3000, "adamw"), clip=None)
+
+
+def unclipped_rates(records: Records = ()) -> list[Run]:
+    return searched(unclipped_setting(), UNCLIPPED)
+
+
+def unclipped_edges(records: Records = ()) -> list[Run]:
+    return edges(unclipped_setting(), UNCLIPPED, records)
+
+
+def unclipped(records: Records = ()) -> list[Run]:
+    return seeded(unclipped_setting(), UNCLIPPED, records, SEEDS)
+
+
+def larger_unclipped(records: Records = ()) -> list[Run]:
+    """By one seed, at the rates of K = 3000."""
+    run = replace(setting(10_000, "adamw"), clip=None)
+    return seeded(run, LARGER_UNCLIPPED, records, SEEDS[:1], searched_as=unclipped_setting())
 
 
 def papers(records: Records = ()) -> list[Run]:
@@ -238,5 +282,9 @@ PARTS: dict[str, Plan] = {
     "alone": alone,
     "pair": like(noise_kind="pair"),
     "clean": like(noise=0.0),
+    "unclipped_rates": unclipped_rates,
+    "unclipped_edges": unclipped_edges,
+    "unclipped": unclipped,
+    "larger_unclipped": larger_unclipped,
 }
 """The parts, in order."""

@@ -195,6 +195,7 @@ DOCUMENTED = {
     "RelativeGCE(0.7)": "`ak.RelativeGCE(q=0.7)`",
     "ANL(1,1) batch": '`ak.NCE() + ak.NNCE()`, "batch"',
 }
+SEEDED = DOCUMENTED | {"ANL(1,1) running": '`ak.NCE() + ak.NNCE()`, "running"'}
 
 
 def the_document():
@@ -204,7 +205,12 @@ def the_document():
 def test_the_document_says_what_was_measured_of_rates(study, balance):
     run = study.balance.setting(3000, "adamw")
     chosen = study.selection.having(
-        balance, held_out="choice", optimiser="adamw", network="normalised", num_classes=3000
+        balance,
+        held_out="choice",
+        optimiser="adamw",
+        network="normalised",
+        num_classes=3000,
+        clip=study.balance.CLIP,
     )
     plain = [r for r in chosen if study.balance_selection.label(r) == r["run"]["loss"]]
     top1 = {}
@@ -231,7 +237,11 @@ def test_the_document_says_what_was_measured_of_rates(study, balance):
         for name in tried
     }
     assert told["ANL(1,1) batch"] == told["RelativeGCE(0.5)+ANL(1,1) batch"] == 24.2
-    assert (told["ANL(1,2) batch"], told["ANL(1,2) row"]) == (23.9, 23.5)
+    assert told["ANL(1,1) running"] == 24.2
+    assert (told["ANL(1,2) batch"], told["ANL(2,1) batch"]) == (23.9, 23.5)
+    assert (told["ANL(1,2) row"], told["ANL(1,1) row"]) == (23.5, 22.5)
+    assert (told["ANL(5,5)"], told["ANL(5,5) auto"]) == (22.9, 22.8)
+    assert (told["NCE+MAE(1,1)"], told["GCE(0.3)"]) == (22.6, 23.7)
     assert told["ANL(1,1) batch, after 100 steps of CE"] == 23.9
     assert told["ANL(1,1) batch, min_prob 3.3e-05"] == 23.8
     assert told["ANL(1,1) batch, min_prob 1e-15"] == 23.2
@@ -243,8 +253,8 @@ def of(top1, loss):
 
 
 def test_the_document_says_what_was_measured_over_seeds(study, balance):
-    def panel(num_classes, optimiser):
-        run = vars(study.balance.setting(num_classes, optimiser))
+    def panel(num_classes, optimiser, **change):
+        run = vars(study.balance.setting(num_classes, optimiser)) | change
         setting = {name: run[name] for name in study.balance_selection.SETTING}
         runs = study.selection.having(balance, held_out="test", **setting)
         return {s.loss: s for s in study.balance_selection.standings(runs)}
@@ -258,28 +268,44 @@ def test_the_document_says_what_was_measured_over_seeds(study, balance):
     text = " ".join(the_document().split())
     adamw, sgd = panel(3000, "adamw"), panel(3000, "sgd")
     larger, larger_sgd = panel(10_000, "adamw"), panel(10_000, "sgd")
-    for loss in ("ANL(1,1) batch", "RelativeGCE(0.5)", "RelativeGCE(0.7)", "GCE(0.5)"):
+    for loss in (*study.balance.SEEDED, "GCE(0.5)"):
         s = adamw[loss]
         assert s.seeds == 5
         cell = "" if s.over_rival is None else told(s.over_rival)
-        assert f"| {DOCUMENTED[loss]} | {s.rate:g} | {cell} | {s.fitted:.1f} |" in the_document()
-    assert f"balanced ANL was {told(larger['ANL(1,1) batch'].over_rival)} points above" in text
-    assert f"relative GCE(0.7) {told(larger['RelativeGCE(0.7)'].over_rival)}." in text
+        assert f"| {SEEDED[loss]} | {s.rate:g} | {cell} | {s.fitted:.1f} |" in the_document()
+    gce = {loss: told(larger[loss].over_rival) for loss in set(larger) - {"GCE(0.5)"}}
+    assert (
+        f"relative GCE(0.5) was {gce['RelativeGCE(0.5)']} points above it, relative GCE(0.7) "
+        f"{gce['RelativeGCE(0.7)']}, GCE(0.7) {gce['GCE(0.7)']}, balanced ANL "
+        f"{gce['ANL(1,1) batch']}."
+    ) in text
     assert f"fits {sgd['CE'].fitted:.1f} % of the wrong labels" in text
-    assert f"ANL ended {told(sgd['ANL(1,1) batch'].over_watched)} points above its best" in text
-    assert f"GCE(0.7) {told(sgd['RelativeGCE(0.7)'].over_watched)}; at K = 10,000 ANL" in text
-    assert f"ANL {told(larger_sgd['ANL(1,1) batch'].over_watched)}. With rate 0.1" in text
-    assert min(s.seeds for s in (*sgd.values(), *larger_sgd.values())) == 3
+    ce = {loss: told(found.over_watched) for loss, found in sgd.items()}
+    assert (
+        f"Relative GCE(0.5) ended {ce['RelativeGCE(0.5)']} points above its best step, GCE(0.5) "
+        f'{ce["GCE(0.5)"]}, ANL balanced by "running" {ce["ANL(1,1) running"]}, by "batch" '
+        f'{ce["ANL(1,1) batch"]}, by "row" {ce["ANL(1,1) row"]}, relative GCE(0.7) '
+        f"{ce['RelativeGCE(0.7)']}; at K = 10,000 balanced ANL "
+        f"{told(larger_sgd['ANL(1,1) batch'].over_watched)} and relative GCE(0.7) "
+        f"{told(larger_sgd['RelativeGCE(0.7)'].over_watched)}."
+    ) in text
+    assert {s.seeds for found in (larger, sgd, larger_sgd) for s in found.values()} == {5}
     for found in (adamw, larger):
         assert not any(above(s.over_rival) for s in found.values())
     for found in (sgd, larger_sgd):
         assert not any(above(s.over_watched) for s in found.values())
+    free = panel(3000, "adamw", clip=None)
+    anl = free["ANL(1,1) batch"]
+    assert f"balanced ANL was {told(anl.over_rival)} points above GCE(0.5)" in text
+    assert f"fitted {anl.fitted:.1f} % of the wrong labels" in text
+    assert not any(above(s.over_rival) for s in free.values())
 
 
 def test_the_document_says_what_was_measured_by_one_seed(study, balance):
     names = {
         "CE": "cross entropy",
-        "ANL(1,1) batch": "balanced ANL",
+        "ANL(1,1) batch": 'ANL by "batch"',
+        "ANL(1,1) running": 'ANL by "running"',
         "RelativeGCE(0.5)": "relative GCE(0.5)",
         "RelativeGCE(0.7)": "relative GCE(0.7)",
     }
@@ -296,11 +322,15 @@ def test_the_document_says_what_was_measured_by_one_seed(study, balance):
         assert f"{', '.join(parts)} %" in text
 
     chosen = study.selection.having(balance, held_out="choice")
-    sgd = {
-        r["run"]["loss"]: percent(r)
-        for r in study.selection.having(chosen, optimiser="sgd", learning_rate=0.1)
+    by_rate = {
+        (r["run"]["loss"], r["run"]["learning_rate"]): percent(r)
+        for r in study.selection.having(chosen, optimiser="sgd")
     }
-    assert sgd == {"CE": 17.6, "ANL(1,1) batch": 22.2, "RelativeGCE(0.7)": 21.5}
+    rates = (0.01, 0.03, 0.1, 0.3)
+    assert [by_rate["ANL(1,1) running", rate] for rate in rates] == [22.4, 22.0, 21.8, 21.6]
+    assert [by_rate["CE", rate] for rate in rates] == [22.3, 18.8, 17.6, 16.9]
+    best = study.balance.chosen_rates(balance, study.balance.setting(3000, "sgd"))
+    assert (best["RelativeGCE(0.5)"], best["GCE(0.5)"]) == (0.1, 0.9)
     plain = {r["run"]["loss"]: percent(r) for r in study.selection.having(chosen, network="plain")}
     losses = "ANL(1,1) batch", "ANL(5,5)", "GCE(0.7)", "RelativeGCE(0.5)"
     assert [plain[loss] for loss in losses] == [20.9, 16.4, 23.2, 23.8]
