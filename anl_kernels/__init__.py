@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anl_kernels.distributed.class_shards import ClassShards
     from anl_kernels.functional import Aux, anl, nce, nnce, robust_loss, softmax
     from anl_kernels.linear.functional import linear_robust_loss
+    from anl_kernels.linear.log_probs import linear_log_prob
     from anl_kernels.linear.module import LinearRobustLoss
     from anl_kernels.log_probs import LogProbLoss, log_prob
     from anl_kernels.losses import (
@@ -108,6 +109,7 @@ __all__ = [
     "entropy_regulariser",
     "env_report",
     "l1_penalty",
+    "linear_log_prob",
     "linear_robust_loss",
     "log_prob",
     "nce",
@@ -127,6 +129,7 @@ _NAMES = {
     "distributed.class_shards": "ClassShards",
     "functional": "Aux anl nce nnce robust_loss softmax",
     "linear.functional": "linear_robust_loss",
+    "linear.log_probs": "linear_log_prob",
     "linear.module": "LinearRobustLoss",
     "log_probs": "LogProbLoss log_prob",
     "losses": "ActiveNegativeLoss ActivePassiveLoss RobustLoss SymmetricCrossEntropyLoss",

@@ -104,8 +104,9 @@ def robust_loss(
         num_classes: the number of classes if the logits have more columns, a vocabulary's padding:
             those count in nothing and their gradient is 0. Of all ranks together.
         return_aux: also return :class:`Aux` with term losses, lse, p_y and argmax, or only what
-            a collection of its field names asks for ("probs" and "denominators" only so). Of
-            several labels ``term_losses`` and ``p_y`` are sums weighed with their shares, in passes
+            a collection of its field names asks for ("probs", "denominators", "entropy" and
+            "log_p_y" only so; the entropy is one more sweep over a row). Of several labels
+            ``term_losses``, ``p_y`` and ``log_p_y`` are sums weighed with their shares, in passes
             of their own.
         target_b: second labels, like ``target``, as mixup and CutMix make them. A row's loss is
             ``lam L(target) + (1 - lam) L(target_b)``, with one gradient for both. A label that is

@@ -110,6 +110,10 @@ class RowRequest(NamedTuple):
         """How many there are: known where numbers are not."""
         return self.functors.count(",") + 1
 
+    def saved_shape(self, num_rows: int) -> tuple[int, int]:
+        """Of what is saved of rows."""
+        return num_rows, NUM_SAVED + self.num_terms
+
     def wants(self, name: str) -> bool:
         """Whether an output is wanted."""
         return bool(self.outputs & BITS[name])
@@ -171,7 +175,7 @@ def empty_outputs(logits: Tensor, target: Tensor, request: RowRequest) -> RowOut
     rows: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "loss": (() if request.reduce else tuple(target.shape), acc),
         "row_losses": ((N,), acc),
-        "saved": ((N, NUM_SAVED + T), acc),
+        "saved": (request.saved_shape(N), acc),
         "term_losses": ((N, T), acc),
         "lse": ((N,), acc),
         "p_y": ((N,), acc),

@@ -28,9 +28,9 @@ _AUTO_IS_OLD = (
     "max(1, K * log(K)) / (10 * log(10))"
 )
 ClassScale = float | Over | Literal["auto"] | Balance
-AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", "probs", "denominators")
-BY_NAME = ("probs", "denominators")
+BY_NAME = ("probs", "denominators", "entropy", "log_p_y")
 """Auxiliary outputs that ``return_aux=True`` does not stand for."""
+AUX_OUTPUTS = ("term_losses", "lse", "p_y", "argmax", *BY_NAME)
 
 
 class LossOptions(TypedDict, total=False):
@@ -205,6 +205,14 @@ def check_softcap(softcap: float | None) -> float | None:
     if bound is None or not 0 < bound < 1e30:
         raise ValueError(f"logit_softcap must be a positive number or None, got {shown(softcap)}")
     return float(bound)
+
+
+def check_temperature(temperature: float) -> float:
+    """The temperature; raise ValueError unless it is positive and finite."""
+    number = as_number(temperature)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"temperature must be a positive number, got {shown(temperature)}")
+    return float(number)
 
 
 def check_chunk_bytes(chunk_bytes: int | None) -> int | None:

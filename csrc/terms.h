@@ -552,6 +552,26 @@ template <class A> struct Zloss : Functor<A> {
   }
 };
 
+// Terms of weight 0, whose losses are what is asked for beside a loss (terms/probes.py). They are
+// finite where the row's loss is: 0 times infinity would be NaN.
+template <class A> struct Entropy : DenseFunctor<A> {
+  explicit Entropy(const double*) {}
+  template <class V> ANL_FN V slope(V l, V p) const { return Math<V>::fill(0); }
+  template <class V> ANL_FN Phi<V> both(V l, V p) const { return {-p * l, Math<V>::fill(0)}; }
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V own = Math<V>::select(y.p == A(0), Math<V>::fill(0), -y.p * y.l);
+    return lone(y.others + own, Math<V>::fill(0));
+  }
+};
+
+template <class A> struct LogProb : Functor<A> {
+  explicit LogProb(const double*) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    const V least = Math<V>::fill(A(-1e38));
+    return lone(Math<V>::select(y.l < least, least, y.l), Math<V>::fill(0));
+  }
+};
+
 // Every functor under the name that a Python term gives (Term.functor). A kernel knows a term by
 // its place in this list.
 #define ANL_FOR_EACH_FUNCTOR(X)                                                                    \
@@ -583,6 +603,8 @@ template <class A> struct Zloss : Functor<A> {
   X("log_between", LogBetween)                                                                     \
   X("eaft", Eaft)                                                                                  \
   X("deft", Deft)                                                                                  \
-  X("zloss", Zloss)
+  X("zloss", Zloss)                                                                                \
+  X("entropy", Entropy)                                                                            \
+  X("log_prob", LogProb)
 
 } // namespace anl

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anl_kernels as ak
-from anl_kernels.log_probs import _LogProbsFunction
+from anl_kernels.rows.log_probs import LogProbsFunction
 from tests.backends import running_on
 from tests.helpers import backend_in_use, error, leaf, loss_and_grad, random_rows
 
@@ -290,7 +290,7 @@ def test_a_label_out_of_range_shows_where_nothing_checks(kernels, device):
     """As on a GPU: the row is NaN, and nothing is read or written out of bounds."""
     logits = torch.randn(3, 5, device=device, requires_grad=True)
     classes = torch.tensor([[0, 1, -100], [7, 2, -100], [1, 1, 1]], device=device)
-    log_p = _LogProbsFunction.apply(logits, classes, -100, backend_in_use())[0]
+    log_p = LogProbsFunction.apply(logits, classes, -100, backend_in_use())[0]
     assert log_p[1, :2].isnan().all()
     assert log_p[[0, 2]].isfinite().all()
     (grad,) = torch.autograd.grad(log_p.sum(), logits, retain_graph=True)

@@ -97,7 +97,8 @@ def _rows_of(term: Term, row: Row, target: Tensor) -> Tensor:
             f"{tuple(rows.shape)}; leave sums and means over rows to reduction, and sum over "
             f"classes by row.total_others"
         )
-    if row.logits.requires_grad and torch.is_grad_enabled() and not rows.requires_grad:
+    asks = term.has_gradient and row.logits.requires_grad and torch.is_grad_enabled()
+    if asks and not rows.requires_grad:
         raise ValueError(
             f"{name} must be differentiable, got a tensor that does not require grad where the "
             f"logits do; leave out detach(), item() and numpy()"

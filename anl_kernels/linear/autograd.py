@@ -149,4 +149,5 @@ def logits_of(
     softcap, dtype, num_classes = projection.softcap, projection.dtype, projection.num_classes
     bias = None if bias is None else bias[:num_classes].to(dtype)
     logits = F.linear(hidden.to(dtype), weight[:num_classes].to(dtype), bias)
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    return logits if projection.temperature == 1 else logits / projection.temperature

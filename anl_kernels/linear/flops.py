@@ -24,7 +24,7 @@ def register_formulas() -> None:
     modes = _get_current_dispatch_mode_stack()
     counters = [m.counter for m in modes if isinstance(m, module._FlopCounterMode)]
     for registry in (module.flop_registry, *(counter.flop_registry for counter in counters)):
-        for operator, formula in _FORMULAS.items():
+        for operator, formula in FORMULAS.items():
             registry.setdefault(operator, formula)
 
 
@@ -39,6 +39,17 @@ def _linear_grad(*args: Any, out_val: Any = None, **_: Any) -> int:
     return _products(1 + _num_gradients(projection), args[0], projection)
 
 
+def of_log_probs(*args: Any, out_val: Any = None, **_: Any) -> int:
+    """Of the operator that gives log-probabilities of several classes a row."""
+    return _products(1, args[0], Specs.of(args[5:]).projection)
+
+
+def of_log_probs_gradient(*args: Any, out_val: Any = None, **_: Any) -> int:
+    """Of the operator that gives their gradient."""
+    projection = Specs.of(args[9:]).projection
+    return _products(1 + _num_gradients(projection), args[0], projection)
+
+
 def _num_gradients(projection: Projection) -> int:
     """How many of the gradients are products: the bias's is a sum."""
     return projection.needs_hidden + projection.needs_weight
@@ -50,7 +61,8 @@ def _products(count: int, hidden: torch.Tensor, projection: Projection) -> int:
     return 2 * num_rows * hidden_size * projection.num_classes * count
 
 
-_FORMULAS = {
+FORMULAS = {
     torch.ops.anl_kernels.linear_loss: _linear_loss,
     torch.ops.anl_kernels.linear_grad: _linear_grad,
 }
+"""Those of this package; modules with more operators add them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from anl_kernels.linear.flops import register_formulas
 from anl_kernels.linear.operators import Projection, Specs
 from anl_kernels.linear.prepare import OF_IGNORED_ROWS, Operands
 from anl_kernels.rows.autograd import apply
-from anl_kernels.rows.loss import Aux, aux_of, row_loss
+from anl_kernels.rows.loss import Aux, asks_for_probes, aux_of, probed, row_loss
 from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Terms
 from anl_kernels.terms.encoding import encode
@@ -38,6 +39,11 @@ def linear_loss(
 
     ``term_weights``, (T,), stand in the place of the terms' own.
     """
+    if asks_for_probes(aux):
+        compute = partial(
+            linear_loss, operands, projection, row_scale, ignore_index=ignore_index, reduce=reduce
+        )
+        return probed(compute, terms, aux, term_weights=term_weights)
     num_rows = operands.target.numel()
     hidden = operands.hidden.reshape(num_rows, operands.hidden.shape[-1])  # D may be 0
     target, shape = operands.target.reshape(-1), operands.target.shape
@@ -50,7 +56,7 @@ def linear_loss(
         "aux": aux,
         "term_weights": term_weights,
     }
-    if _can_be_fused(terms, backend):
+    if can_be_fused(terms, backend):
         tensors = hidden, operands.weight, operands.bias, target, scale
         where = Where.of(backend, operands.shards)
         loss, made = _fused(tensors, terms, where, projection, **options)
@@ -111,7 +117,7 @@ def _fused(
     return loss, aux_of(aux, target.shape, rows)
 
 
-def _can_be_fused(terms: Terms, backend: str) -> bool:
+def can_be_fused(terms: Terms, backend: str) -> bool:
     """Whether operators can do it: they are told of terms by name and numbers.
 
     A user's term may hold more, such as a parameter in its formula. The transforms of

@@ -41,6 +41,8 @@ class Projection(NamedTuple):
     needs_hidden: bool = False
     needs_weight: bool = False
     needs_bias: bool = False
+    temperature: float = 1.0
+    """What the logits are divided by, after the softcap."""
 
     def needing(
         self, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
@@ -63,9 +65,9 @@ class Projection(NamedTuple):
 
 _PROJECTION_SCHEMA = (
     "float softcap, int chunk_bytes, bool skip_ignored, ScalarType dtype, ScalarType sum_dtype, "
-    "int num_classes, bool needs_hidden, bool needs_weight, bool needs_bias"
+    "int num_classes, bool needs_hidden, bool needs_weight, bool needs_bias, float temperature"
 )
-_SPECS_SCHEMA = f"{REQUEST_SCHEMA}, {WHERE_SCHEMA}, {_PROJECTION_SCHEMA}"
+SPECS_SCHEMA = f"{REQUEST_SCHEMA}, {WHERE_SCHEMA}, {_PROJECTION_SCHEMA}"
 _TENSORS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor row_scale"
 GRADIENTS = ("hidden", "weight", "bias")
 NUMBERS = ("row_losses", "saved", "term_losses", "lse", "p_y", "argmax", "denominators")
@@ -109,7 +111,7 @@ class Specs(NamedTuple):
         return made[0], rows, dict(zip(self.gradients, made[after:], strict=True))
 
 
-@operator(f"linear_loss({_TENSORS}, Tensor? term_weights, {_SPECS_SCHEMA}) -> Tensor[]")
+@operator(f"linear_loss({_TENSORS}, Tensor? term_weights, {SPECS_SCHEMA}) -> Tensor[]")
 def linear_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -131,7 +133,7 @@ def linear_loss(
     outputs = _row_outputs(hidden, target, specs)
 
     def take(chunk: Chunk, z: Tensor) -> None:
-        y, scale = chunk.of(target), _rows_of(row_scale, chunk)
+        y, scale = chunk.of(target), walk.scale_of(row_scale, chunk)
         made = walk.kernels.row_loss(z, y, scale, term_weights, request)
         for into, rows in zip(outputs, made, strict=True):
             if into is not None:
@@ -157,10 +159,10 @@ def _(
     outputs = _row_outputs(hidden, target, specs)
     loss = scaled_loss(outputs.row_losses, target, row_scale, specs.request)
     rows = [getattr(outputs, name) for name in specs.numbers]
-    return [loss, *rows, *_empty_gradients(specs.gradients, hidden, weight, bias)]
+    return [loss, *rows, *empty_gradients(specs.gradients, hidden, weight, bias)]
 
 
-@operator(f"linear_grad({_TENSORS}, Tensor saved, {_SPECS_SCHEMA}) -> Tensor[]")
+@operator(f"linear_grad({_TENSORS}, Tensor saved, {SPECS_SCHEMA}) -> Tensor[]")
 def linear_grad(
     hidden: Tensor,
     weight: Tensor,
@@ -178,7 +180,7 @@ def linear_grad(
     walk = Walk(hidden, weight, bias, target, specs, gradients=True)
 
     def take(chunk: Chunk, z: Tensor) -> None:
-        y, scale = chunk.of(target), _rows_of(row_scale, chunk)
+        y, scale = chunk.of(target), walk.scale_of(row_scale, chunk)
         walk.kernels.row_grad_into(z, z, y, scale, chunk.of(saved), specs.request)
 
     walk.over_chunks(take)
@@ -189,7 +191,7 @@ def linear_grad(
 @fake("linear_grad")
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> list[Tensor]:
     gradients = Specs.of(args[3:]).projection.gradients
-    return _empty_gradients(gradients, hidden, weight, bias)
+    return empty_gradients(gradients, hidden, weight, bias)
 
 
 class Walk:
@@ -209,7 +211,7 @@ class Walk:
         self.kernels = specs.where.load()
         classes = slice(spec.num_classes)
         here = weight[classes], None if bias is None else bias[classes]
-        self.projector = Projector(*here, spec.softcap, spec.dtype)
+        self.projector = Projector(*here, spec.softcap, spec.dtype, spec.temperature)
         self._hidden, self._given_weight, self._given_bias = hidden, weight, bias
         self._target, self._makes_gradients = target, gradients
         self._chunks = chunks_of(
@@ -244,6 +246,12 @@ class Walk:
             self._of_weight = WeightGradient(room, spec.num_classes)
         if spec.needs_bias and bias is not None:
             self._of_bias = torch.zeros_like(bias, dtype=spec.sum_dtype)
+
+    def scale_of(self, row_scale: Tensor, chunk: Chunk) -> Tensor:
+        """What the gradient of a chunk's logits is to be multiplied by, for :meth:`over_chunks`."""
+        scale = row_scale if row_scale.dim() == 0 else chunk.of(row_scale)
+        temperature = self.specs.projection.temperature
+        return scale if temperature == 1 else scale / temperature
 
     def _row_bytes(self) -> int:
         """Of a row of logits, on the rank that has most of them: all ranks walk in step."""
@@ -316,12 +324,9 @@ def _row_outputs(hidden: Tensor, target: Tensor, specs: Specs) -> RowOutputs:
     return outputs
 
 
-def _rows_of(row_scale: Tensor, chunk: Chunk) -> Tensor:
-    return row_scale if row_scale.dim() == 0 else chunk.of(row_scale)
-
-
-def _empty_gradients(
+def empty_gradients(
     names: list[str], hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> list[Tensor]:
+    """What a fake kernel answers."""
     inputs: dict[str, Any] = {"hidden": hidden, "weight": weight, "bias": bias}
     return [torch.empty_like(inputs[name]) for name in names]

@@ -50,23 +50,36 @@ def local_operands(
     num_classes: int | None,
 ) -> Operands:
     """Check the tensors, and take of DTensors what is here."""
+    made = local_projection(hidden, weight, bias, process_group, num_classes)
+    target = of_rows("target", target, made.rows)
+    checks.check_labels_of(target, made.hidden.shape[:-1], "hidden", made.hidden)
+    return made._replace(target=target)
+
+
+def local_projection(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    process_group: ProcessGroup | ClassShards | None,
+    num_classes: int | None,
+) -> Operands:
+    """As :func:`local_operands`, without labels yet: its target has none."""
     checks.check_dtype("hidden", hidden)
     checks.check_dtype("linear_weight", weight)
     hidden, rows = whole_rows("hidden", hidden, hidden.dim() - 1)
     weight, shards = local_parameter("linear_weight", weight, process_group, rows)
-    target = of_rows("target", target, rows)
     if bias is not None:
         checks.check_dtype("linear_bias", bias)
         bias, _ = local_parameter("linear_bias", bias, None, rows)
     _check_shapes(hidden, weight, bias)
-    checks.check_labels_of(target, hidden.shape[:-1], "hidden", hidden)
     available = weight.shape[0] if shards is None else shards.num_classes
     num_classes = checks.check_num_classes(num_classes, available, "linear_weight", weight)
     if shards is not None:
         shards = shards.without_padding(num_classes)
     num_here = num_classes if shards is None else shards.num_here
     dtype = _dtype_of_products(hidden, weight, bias)
-    return Operands(hidden, weight, bias, target, shards, rows, num_classes, num_here, dtype)
+    none = torch.empty(0, dtype=torch.int64, device="meta")
+    return Operands(hidden, weight, bias, none, shards, rows, num_classes, num_here, dtype)
 
 
 def sum_dtype_of(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:

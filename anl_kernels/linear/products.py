@@ -13,21 +13,28 @@ _BLOCK_BYTES = 8 << 20  # of a product that is rounded before it is added: small
 
 
 class Projector:
-    """``softcap * tanh((hidden @ weight.T + bias) / softcap)`` and its derivative, over chunks.
+    """``softcap * tanh((hidden @ weight.T + bias) / softcap) / temperature``, over chunks.
 
     Args:
         weight: (K, D).
         bias: (K,) or None.
         softcap: 0 for none.
         dtype: of the products.
+        temperature: 1 for none. The derivative is without it, which is a factor of rows.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, softcap: float, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float,
+        dtype: torch.dtype,
+        temperature: float = 1.0,
     ) -> None:
         self.weight = weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
         self.softcap = softcap
+        self.temperature = temperature
 
     def logits(self, hidden: Tensor, out: Tensor, tanh: Tensor | None) -> Tensor:
         """Logits of (n, D) rows, written to ``out``, (n, K).
@@ -42,7 +49,7 @@ class Projector:
             tanh = out if tanh is None else tanh
             torch.div(out, self.softcap, out=tanh).tanh_()
             torch.mul(tanh, self.softcap, out=out)
-        return out
+        return out if self.temperature == 1 else out.div_(self.temperature)
 
     def before_softcap_(self, grad: Tensor, tanh: Tensor) -> None:
         """Replace the gradient of the logits by that of what the softcap was given."""

@@ -22,7 +22,8 @@ _FEW, _FEW_SHARES = 1 << 20, 1 << 15
 _SHORT = 1024
 """Classes of a row that is short for two labels."""
 
-_OF_ROWS = ("lse", "argmax", "probs", "denominators")
+_OF_COUNTED_ROWS = ("denominators", "entropy")
+_OF_ROWS = ("lse", "argmax", "probs", *_OF_COUNTED_ROWS)
 """Auxiliary outputs in which labels have no part, but for an ignored one."""
 
 
@@ -152,7 +153,7 @@ def weighed_aux(made: list[Aux], shares: tuple[Tensor | float, ...], names: tupl
 
     def of(name: str) -> Tensor:
         values = [getattr(one, name) for one in made]
-        if name == "denominators":  # 0 where one label is ignored
+        if name in _OF_COUNTED_ROWS:  # 0 where one label is ignored
             return torch.stack(values).amax(0)
         if name in _OF_ROWS or len(values) == 1:
             return values[0]
@@ -176,6 +177,9 @@ def _aux_of_distribution(logits: Tensor, factors: MixedFactors, names: tuple[str
     z, target = logits.to(one.dtype), mixture.distribution.target.to(one.dtype)
     if "p_y" in names:
         made["p_y"] = (target * z.softmax(dim)).sum(dim)
+    if "log_p_y" in names:
+        log_probs = z.log_softmax(dim).masked_fill(target == 0, 0)
+        made["log_p_y"] = (target * log_probs).sum(dim)
     if "term_losses" in names:
         z, target = (z, target) if dim else (z.unsqueeze(0), target.unsqueeze(0))
         losses = term_losses_by_label(z, target, factors.terms)

@@ -21,7 +21,7 @@ from anl_kernels.interface import RowRequest, accumulator_dtype
 from anl_kernels.labels import is_ignored
 from anl_kernels.numbers import shown
 from anl_kernels.rows.autograd import BatchBalancedFunction, apply
-from anl_kernels.rows.loss import Aux, aux_of, aux_of_formulas
+from anl_kernels.rows.loss import Aux, asks_for_probes, aux_of, aux_of_formulas, probed
 from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Term, Terms
 from anl_kernels.terms.row import Row
@@ -125,6 +125,22 @@ def row_loss_of_batch(
     aux: tuple[str, ...],
 ) -> tuple[Tensor, Aux]:
     """A loss with the gradient of checked rows, of each term times a factor of them all."""
+    if asks_for_probes(aux):
+        options: Any = {"ignore_index": ignore_index, "reduce": reduce, "shards": shards}
+
+        def compute(both: Terms, **others: Any) -> tuple[Tensor, Aux]:
+            return row_loss_of_batch(
+                logits,
+                target,
+                row_scale,
+                both,
+                factors_of=partial(_followed_by_ones, factors_of, len(terms)),
+                inplace=inplace,
+                **others,
+                **options,
+            )
+
+        return probed(compute, terms, aux, term_weights=term_weights)
     backend = choose_backend(logits, terms)
     if backend == REFERENCE:
         made = reference.row_loss(logits, target, term_weights, terms, ignore_index, shards)
@@ -152,6 +168,14 @@ def row_loss_of_batch(
         lambda found: factors_of(found.t(), target),
     )
     return results[0], aux_of(aux, target.shape, request.named(results[:-1]))
+
+
+def _followed_by_ones(
+    factors_of: Factors, num_terms: int, denominators: Tensor, target: Tensor
+) -> Tensor:
+    """The factors of terms that probes follow, and of these."""
+    factors = factors_of(denominators[:num_terms], target)
+    return torch.cat([factors, factors.new_ones(len(denominators) - num_terms)])
 
 
 def mean_denominators(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from anl_kernels.rows.autograd import RowLossFunction, apply
 from anl_kernels.rows.operators import Where
 from anl_kernels.terms import Terms
 from anl_kernels.terms.encoding import encode
+from anl_kernels.terms.probes import PROBES, found_by, with_probes
 from anl_kernels.tracing import transforming
 
 
@@ -26,8 +30,8 @@ class Aux:
 
     Shapes: N-d like the target, with T terms first in ``term_losses`` and ``denominators``, and
     like the logits in ``probs``. float32, or float64 for float64 logits; ``argmax`` int64;
-    ``probs`` in the logits' dtype. Rows whose label is ignored have ``term_losses``, ``p_y`` and
-    ``denominators`` 0.
+    ``probs`` in the logits' dtype. Rows whose label is ignored have 0, but for ``lse``, ``argmax``
+    and ``probs``, which are theirs.
     """
 
     term_losses: Tensor | None = None
@@ -42,6 +46,10 @@ class Aux:
     """The softmax."""
     denominators: Tensor | None = None
     """The size of the sum over classes that each term is divided by; 1 of one that is not."""
+    entropy: Tensor | None = None
+    """Of the softmax, in nats: ``-sum_k p_k log p_k``."""
+    log_p_y: Tensor | None = None
+    """Log-probability of the label, with its digits where ``p_y`` is close to 0 or to 1."""
 
 
 _NO_AUX = Aux()
@@ -65,6 +73,10 @@ def row_loss(
     Chooses who computes it, and the mode: one pass, or recompute. ``term_weights``, (T,), stand in
     the place of the terms' own.
     """
+    if asks_for_probes(aux):
+        options: Any = {"ignore_index": ignore_index, "reduce": reduce, "shards": shards}
+        compute = partial(row_loss, logits, target, row_scale, inplace=inplace, **options)
+        return probed(compute, terms, aux, term_weights=term_weights)
     backend = choose_backend(logits, terms)
     weights = terms.tensor_weights(like=row_scale) if term_weights is None else term_weights
     if backend == REFERENCE:
@@ -97,6 +109,41 @@ def row_loss(
         results = where.recorded_row_loss(*tensors, request)
         request = request.without_grad()
     return results[0], aux_of(aux, target.shape, request.named(results)) if aux else _NO_AUX
+
+
+def asks_for_probes(aux: tuple[str, ...]) -> bool:
+    """Whether any of these outputs is the loss of a term that is to be added."""
+    return any(name in PROBES for name in aux)
+
+
+def probed(
+    compute: Callable[..., tuple[Tensor, Aux]],
+    terms: Terms,
+    aux: tuple[str, ...],
+    *,
+    term_weights: Tensor | None,
+) -> tuple[Tensor, Aux]:
+    """``compute(terms, term_weights=, aux=)``, with the probes that ``aux`` asks for.
+
+    They follow the terms, with weight 0.
+    """
+    names = tuple(name for name in PROBES if name in aux)
+    if torch.compiler.is_compiling():
+        both = with_probes(terms, *names)
+    else:
+        both = terms.derived(with_probes, *names)
+    if term_weights is not None:
+        term_weights = torch.cat([term_weights, term_weights.new_zeros(len(names))])
+    others = tuple(name for name in aux if name not in PROBES)
+    asked = tuple(dict.fromkeys((*others, "term_losses")))
+    loss, made = compute(both, term_weights=term_weights, aux=asked)
+    assert made.term_losses is not None
+    values = {name: getattr(made, name) for name in others}
+    for name in set(others).intersection(OF_TERMS):
+        values[name] = values[name][: len(terms)]
+    for name, losses in zip(names, made.term_losses[len(terms) :], strict=True):
+        values[name] = found_by(name, losses)
+    return loss, Aux(**values)
 
 
 def over_ranks(loss: Tensor, aux: Aux, rows: RowShards | None) -> tuple[Tensor, Aux]:

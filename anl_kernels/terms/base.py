@@ -97,6 +97,8 @@ class Term(_Arithmetic):
 
     normalised: ClassVar[bool] = False
     """Whether the term is divided by its sum over all labels; ``class_scale`` multiplies those."""
+    has_gradient: ClassVar[bool] = True
+    """False of what is only asked for beside a loss."""
 
     def __init_subclass__(cls, registered: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from anl_kernels.operators import fake, operator
 from anl_kernels.terms.balanced import Balanced
 from anl_kernels.terms.base import REGISTRY, Term, Terms
+from anl_kernels.terms.probes import PROBE_CLASSES
 from anl_kernels.terms.symbols import as_tensor, known
 
 NUM_SCALARS = 3
@@ -92,12 +93,13 @@ def decode(functors: str, numbers: tuple[float, ...]) -> Terms:
     """The sum that :func:`encode` was given (float weights)."""
     texts = functors.split(",")
     names = [text.partition(":")[0] for text in texts]
-    unknown = [name for name in names if name not in REGISTRY]
+    classes = [REGISTRY.get(name) or PROBE_CLASSES.get(name) for name in names]
+    unknown = [name for name, found in zip(names, classes, strict=True) if found is None]
     if unknown:
         known_names = ", ".join(sorted(REGISTRY))
         raise ValueError(f"unknown term {unknown[0]!r}; the terms are {known_names}")
     balanced = tuple(text.endswith(BY_ROW) for text in texts)
-    return _decode(tuple(REGISTRY[name] for name in names), balanced, numbers)
+    return _decode(tuple(classes), balanced, numbers)
 
 
 @lru_cache(maxsize=256)

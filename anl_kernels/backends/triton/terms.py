@@ -393,6 +393,19 @@ def head_zloss(y, a, b, c):
     return y.lse * y.lse, tl.zeros_like(y.l), tl.zeros_like(y.l), 2 * y.lse, 1.0
 
 
+# Terms of weight 0, whose losses are what is asked for beside a loss (terms/probes.py). They are
+# finite where the row's loss is: 0 times infinity would be NaN.
+@triton.jit
+def head_entropy(y, a, b, c):
+    entropy = y.others + tl.where(y.p == 0, 0.0, -y.p * y.l)
+    return lone(entropy, tl.zeros_like(y.l))
+
+
+@triton.jit
+def head_log_prob(y, a, b, c):
+    return lone(tl.where(y.l < -1e38, -1e38, y.l), tl.zeros_like(y.l))
+
+
 FUNCTORS = {
     "ce": Functor(phi_none, head_ce, NO_SUM),
     "ce_smoothed": Functor(phi_log, head_ce_smoothed, AFFINE),
@@ -423,4 +436,6 @@ FUNCTORS = {
     "eaft": Functor(phi_entropy, head_eaft, DENSE),
     "deft": Functor(phi_concentration, head_deft, DENSE),
     "zloss": Functor(phi_none, head_zloss, NO_SUM),
+    "entropy": Functor(phi_entropy, head_entropy, DENSE),
+    "log_prob": Functor(phi_none, head_log_prob, NO_SUM),
 }
