@@ -39,6 +39,9 @@ class FusedHead:
     own, whose head is the copy's.
     """
 
+    tells = True
+    """Whether to say, once, that evaluation has no logits."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -46,12 +49,12 @@ class FusedHead:
         fuse_in_eval: bool,
         options: Mapping[str, Any],
     ) -> None:
-        self.name = _checked_name(model)
+        self.name = self.checked_name(model)
         if "logit_softcap" in options:
             raise TypeError("logit_softcap is no option here: the model's own is used")
         self.head = _head_of(model)
         try:
-            self.loss = ItemLoss(partial(LinearRobustLoss, self.head, terms), options)
+            self.loss = self.make_loss(terms, options)
         except TypeError as error:
             raise TypeError(f"{self.name} cannot be patched: {error}") from error
         shared = {k: v for k, v in options.items() if k in LossOptions.__annotations__}
@@ -70,6 +73,12 @@ class FusedHead:
             self.head.register_forward_hook(self.after_head),
         ]
         model.loss_function = self
+
+    def checked_name(self, model: PreTrainedModel) -> str:
+        """The name of the model's class; raise if it cannot be patched."""
+        name = check_model(model)
+        check_loss_function(model)
+        return name
 
     @classmethod
     def of(cls, model: nn.Module) -> FusedHead | None:
@@ -103,7 +112,8 @@ class FusedHead:
             self._check_head(model)
         self.watch.before(model, labelled)
         # A logger would break the graph.
-        if self.active and not model.training and not torch.compiler.is_compiling():
+        quiet = model.training or not self.tells
+        if self.active and not quiet and not torch.compiler.is_compiling():
             _tell_that_there_are_no_logits()
 
     def _check_head(self, model: Any) -> None:
@@ -178,7 +188,15 @@ class FusedHead:
         rows = hidden.reshape(-1, hidden.shape[-1]).to(self.head.weight.device)
         target = shift_labels.to(rows.device).reshape(-1)
         scale = self.law.scale
-        return self.loss(rows if scale == 1 else rows * scale, target, num_items_in_batch)
+        return self.compute(rows if scale == 1 else rows * scale, target, num_items_in_batch)
+
+    def make_loss(self, terms: Term | Terms, options: Mapping[str, Any]) -> ItemLoss:
+        """What :meth:`compute` calls, before there are hooks on the head."""
+        return ItemLoss(partial(LinearRobustLoss, self.head, terms), options)
+
+    def compute(self, rows: Tensor, target: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """The loss of (N, D) hidden states and (N,) labels."""
+        return self.loss(rows, target, num_items)
 
     def after_model(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Take what stands for logits out of the output."""
@@ -241,14 +259,13 @@ def _kind(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _checked_name(model: PreTrainedModel) -> str:
-    name = check_model(model)
+def check_loss_function(model: PreTrainedModel) -> None:
+    """Raise TypeError unless the model computes the loss of causal LMs by its loss_function."""
     if not calls_loss_function(model) or model.loss_function is not ForCausalLMLoss:
         raise TypeError(
-            f"{name} cannot be patched: its forward does not compute the loss of a causal language "
-            f"model by model.loss_function, as those of transformers do"
+            f"{type(model).__name__} cannot be patched: its forward does not compute the loss of a "
+            f"causal language model by model.loss_function, as those of transformers do"
         )
-    return name
 
 
 @cache

@@ -30,7 +30,7 @@ REPLACERS = {
     ),
     "trl": (
         "from which TRL's trainer computes a loss of its own; train with transformers.Trainer, or "
-        "SFTTrainer(compute_loss_func=compute_loss_func(...)) of a model with no loss set"
+        "with anl_kernels.integrations.trl.RobustSFTTrainer a model with no loss set"
     ),
 }
 """Packages that replace the forward of models, and what to do about it."""

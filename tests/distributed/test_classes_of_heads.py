@@ -104,6 +104,40 @@ def test_dtypes(ranks, dtype):
     ranks(3, check_dtype, SPLITS["3-uneven"], dtype)
 
 
+def check_log_probs(group, sizes, backend, several):
+    """Log-probabilities and what is found beside a loss, by ranks and by one."""
+    hidden, weight, bias, target = inputs()
+    classes = torch.randint(NUM_CLASSES, (9, 3)) if several else target
+    shards = shards_of(group, sizes)
+    law = {"temperature": 0.7, "logit_softcap": 5.0, **bytes_of(4)}
+    ours = hidden.clone().requires_grad_(), mine(weight, shards, 0), mine(bias, shards, 0)
+    whole = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+    upstream = torch.randn(classes.shape, dtype=torch.float64)
+    with ak.use_backend(backend):
+        log_p = ak.linear_log_prob(*ours[:2], classes, ours[2], process_group=shards, **law)
+        wanted = ak.linear_log_prob(*whole[:2], classes, whole[2], **law)
+        options = {"return_aux": ("entropy", "log_p_y", "p_y")}
+        given = classes[:, 0] if several else classes
+        _, aux = ak.linear_robust_loss(
+            *ours[:2], given, ak.GCE(), ours[2], process_group=shards, **options
+        )
+        _, of_one = ak.linear_robust_loss(*whole[:2], given, ak.GCE(), whole[2], **options)
+    assert_close(log_p.detach(), wanted.detach(), 1e-11, backend)
+    grads = torch.autograd.grad(log_p, ours, upstream)
+    of_hidden, *of_head = torch.autograd.grad(wanted, whole, upstream)
+    here = of_hidden, *(mine(grad, shards, 0).detach() for grad in of_head)
+    for actual, one in zip(grads, here, strict=True):
+        assert_close(actual, one, 1e-11, backend)
+    for name in options["return_aux"]:
+        torch.testing.assert_close(getattr(aux, name), getattr(of_one, name))
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_log_probs(ranks, backend, several):
+    ranks(3, check_log_probs, SPLITS["3-uneven"], backend, several)
+
+
 def check_padding(group, sizes, num_classes):
     hidden, weight, bias, target = inputs()
     target = target.clamp(max=num_classes - 1)
