@@ -156,6 +156,30 @@ def test_head_compiled(ranks):
     ranks(4, check_head_compiled)
 
 
+def check_log_probs(group, several):
+    """Rows over ranks: a DTensor that lies as they do, and whole gradients of the head."""
+    hidden, weight, bias, target = head_inputs((7, WIDTH), torch.float64)
+    mesh, by_rows = mesh_of((4,)), placed([0])
+    classes = torch.stack([target, target.clamp(0).roll(1)], -1) if several else target
+    upstream = torch.randn(classes.shape, dtype=torch.float64)
+    ones = [leaf(tensor) for tensor in (hidden, weight, bias)]
+    wanted = ak.linear_log_prob(*ones[:2], classes, ones[2])
+    of_one = torch.autograd.grad(wanted, ones, upstream)
+    for labels in (classes, distributed(classes, mesh, by_rows)):
+        given = [distributed(leaf(hidden), mesh, by_rows), leaf(weight), leaf(bias)]
+        log_p = ak.linear_log_prob(*given[:2], labels, given[2])
+        assert log_p.placements == tuple(by_rows)
+        assert_close(whole(log_p.detach()), wanted.detach(), 1e-12)
+        total = (log_p * distributed(upstream, mesh, by_rows)).sum()
+        for grad, one in zip(torch.autograd.grad(total, given), of_one, strict=True):
+            assert_close(whole(grad), one, 1e-11)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_log_probs(ranks, several):
+    ranks(4, check_log_probs, several)
+
+
 def check_head_refusals(group):
     from torch.distributed.tensor import DTensor, Partial
 

@@ -110,15 +110,15 @@ def test_temperature_and_softcap(several, temperature, softcap, quick, device):
 @over_shapes
 def test_derivatives(shape, several, options, quick, device):
     head = problem(shape, several, device=device)
-    head = head._replace(**{n: t[:2] for n, t in (("hidden", head.hidden),) if shape == (7,)})
-    head = head._replace(target=head.target[:2] if shape == (7,) else head.target).leaves()
+    if len(shape) == 1:
+        head = head._replace(hidden=head.hidden[:2], target=head.target[:2])
+    head = head.leaves()
 
     def log_p(hidden, weight, bias):
         return fused(head._replace(hidden=hidden, weight=weight, bias=bias), **options)
 
     assert torch.autograd.gradcheck(log_p, head.parameters)
-    if several:
-        assert torch.autograd.gradgradcheck(log_p, head.parameters)
+    assert torch.autograd.gradgradcheck(log_p, head.parameters)
 
 
 @pytest.mark.parametrize("skip", [False, True, None])
