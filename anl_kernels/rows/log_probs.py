@@ -168,9 +168,8 @@ def grad_by_label(
 ) -> Tensor:
     """The gradient of the logits, from that of the log-probabilities, and what was found of them.
 
-    Args:
-        grad_of_label: gives the gradient that cross entropy of the label has with an upstream one
-            of each row, which is completed in place. The logits may be overwritten.
+    ``grad_of_label`` gives the gradient that cross entropy of the label has with an upstream one of
+    each row; it is completed in place, and may stand where the logits were.
     """
     dim = class_dim(logits)
     if _by_rows(logits, backend) and plain_cpu(grad):

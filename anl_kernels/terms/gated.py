@@ -107,10 +107,7 @@ class EAFT(Term):
         require(0 < self.unit < math.inf, self, "unit", "finite and above 0")
 
     def rows(self, row: Row) -> Tensor:
-        p, p_y = row.probs.detach(), row.p_y.detach()
-        own = (p_y * row.l_y.detach()).masked_fill(p_y == 0, 0)
-        entropy = -(row.total_others(p * row.log_probs.detach()) + own)
-        return -((entropy / operand(self.unit)) ** operand(self.alpha)) * row.l_y
+        return -((row.entropy / operand(self.unit)) ** operand(self.alpha)) * row.l_y
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,7 @@ class _Entropy(Term, registered=False):
     has_gradient: ClassVar[bool] = False
 
     def rows(self, row: Row) -> Tensor:
-        p, p_y = row.probs.detach(), row.p_y.detach()
-        own = (p_y * row.l_y.detach()).masked_fill(p_y == 0, 0)
-        return -(row.total_others(p * row.log_probs.detach()) + own)
+        return row.entropy
 
     @property
     def functor(self) -> str:

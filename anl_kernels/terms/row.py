@@ -92,6 +92,13 @@ class Row:
         return self.logits.softmax(-1)
 
     @lazy
+    def entropy(self) -> Tensor:
+        """``-sum_k p_k l_k`` over all classes, without a gradient."""
+        p, p_y = self.probs.detach(), self.p_y.detach()
+        own = (p_y * self.l_y.detach()).masked_fill(p_y == 0, 0)
+        return -(self.total_others(p * self.log_probs.detach()) + own)
+
+    @lazy
     def lse(self) -> Tensor:
         """Log-sum-exp of the logits."""
         return self.logits.logsumexp(-1) + self.offset.squeeze(-1)

@@ -1,6 +1,6 @@
-// Several log-probabilities of a row (_LogProbsFunction in anl_kernels/log_probs.py, which has the
-// same in tensors): what is gathered from the logits, and scattered into their gradient. Logits are
-// (N, K), classes (N, M) int64, row after row.
+// Several log-probabilities of a row (LogProbsFunction in anl_kernels/rows/log_probs.py, which has
+// the same in tensors): what is gathered from the logits, and scattered into their gradient. Logits
+// are (N, K), classes (N, M) int64, row after row.
 #pragma once
 
 #include "../tensors.h"
