@@ -50,6 +50,8 @@ template <class A> struct Functor {
   static constexpr bool slope_reads_l = false;
   // Whether value and slope are 0 at l = -inf, p = 0: else absent classes are masked.
   static constexpr bool vanishes = false;
+  // Whether phi is offset + l where p is at least lowest_p, numbers of the functor, and else 0.
+  static constexpr bool clamped_line = false;
 
   template <class V> ANL_FN V slope(V l, V p) const { return Math<V>::fill(0); }
   template <class V> ANL_FN Phi<V> both(V l, V p) const { return {slope(l, p), slope(l, p)}; }
@@ -194,7 +196,7 @@ template <class A> struct Nce : AffineFunctor<A> {
 // Clamps by p, in the sums as in the gradient, so that the gradient of a row needs no logit and
 // still sums to 0. A min_prob below the smallest normal number stands for that number.
 template <class A> struct Nnce : DenseFunctor<A> {
-  static constexpr bool vanishes = true;
+  static constexpr bool vanishes = true, clamped_line = true;
   A offset, lowest_p;
   explicit Nnce(const double* s)
       : offset(A(fmin(s[0], -least_log<A>))), lowest_p(A(exp(-double(offset)))) {}
@@ -345,9 +347,12 @@ template <class A> struct Generalised {
   template <class V> ANL_FN Phi<V> both(V l) const {
     const V x = q * (floored ? Math<V>::select(l < floor, Math<V>::fill(floor), l) : l);
     const V power = Math<V>::exp_nonpositive(x);
-    // 1 - exp(x) has lost digits only where x is close to 0.
-    const V value = Math<V>::all(x < A(-0.5)) ? A(1) - power : near_one(x);
-    return {value, slope_of(l, power)};
+    // 1 - exp(x) has lost digits only where x is close to 0. Each lane by its own x: what a row
+    // gets may not depend on its neighbours.
+    const auto far = x < A(-0.5);
+    const V value = A(1) - power;
+    return {Math<V>::all(far) ? value : Math<V>::select(far, value, near_one(x)),
+            slope_of(l, power)};
   }
   template <class V> ANL_RARE_FN V near_one(V x) const { return -Math<V>::expm1(x); }
   template <class V> ANL_FN V slope_of(V l, V power) const {

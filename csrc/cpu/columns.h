@@ -136,8 +136,7 @@ private:
     lse_parts[1] = Math<V<A>>::log(fill(all.mass))[0];
     for (int64_t c = 0; c < pieces_.count; ++c) {
       if (!kept_e)
-        exponentials<T>(pieces_.in(args_.logits, n, c, buffers.z), pieces_.size(c), -1, e(c),
-                        nullptr, &found[c]);
+        pieces_.measure_again(args_.logits, n, c, -1, buffers.z, e(c), found[c]);
       add_probabilities<A>(e(c), exp_of(found[c].max - all.max) / all.mass, A(args_.low),
                            A(args_.high), pieces_.size(c), sums + pieces_.start(c));
     }
@@ -232,7 +231,8 @@ private:
 
   void find_probabilities(int64_t n, int64_t piece, Buffers<T>& buffers, A* p) const {
     const A* s = static_cast<const A*>(args_.lse_parts) + n * num_lse_parts;
-    probabilities(pieces_.view(args_.logits, n, piece, -1, s[0], s[1], buffers.z, nullptr), p);
+    const Piece<T> view = pieces_.view(args_.logits, n, piece, -1, s[0], s[1], buffers.z, nullptr);
+    probabilities(view, p, pieces_.after(args_.logits, view.z));
   }
 
   const ColumnGradArgs args_;

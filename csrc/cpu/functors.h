@@ -50,28 +50,57 @@ ANL_INLINE const T* whole_block(const T* z, int at, int n, int y, T absent, T* c
   return copy;
 }
 
+template <class T, class Vec> ANL_INLINE void load_block(const T* z, Vec (&v)[unroll]) {
+#pragma GCC unroll 4
+  for (int u = 0; u < unroll; u += 2)
+    load_pair(z + u * (block<Accumulator<T>> / unroll), v + u);
+}
+template <class T, class Vec>
+ANL_INLINE void store_block(T* to, const Vec (&v)[unroll], bool past_cache) {
+#pragma GCC unroll 4
+  for (int u = 0; u < unroll; u += 2)
+    store_pair(to + u * (block<Accumulator<T>> / unroll), v + u, past_cache);
+}
+
 template <class A> ANL_INLINE V<A> add_up(const V<A> (&part)[unroll]) {
   return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+// Where a clamped line's clamp begins: a bound on e, so that nothing is multiplied, and the same in
+// every sweep, so that the gradient of a row sums to 0.
+template <class T, class F, class A = Accumulator<T>>
+ANL_INLINE A lowest_e(const F& f, const Piece<T>& piece) {
+  if constexpr (F::clamped_line)
+    return f.lowest_p / piece.to_p;
+  return 0;
 }
 
 // Sums over the others of phi and of its slope.
 template <class T, class F, bool has_e, class A = Accumulator<T>>
 void sums_of_piece(const F& f, const Piece<T>& piece, A* sums) {
   V<A> values[unroll] = {}, slopes[unroll] = {};
+  const A lowest = lowest_e(f, piece);
   alignas(64) T copy[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
-    const T* z = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
+    V<A> z[unroll];
+    load_block(whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy), z);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z_u = load_wide(z + u * lanes<A>), l = (z_u - piece.m) - piece.log_s;
-      V<A> p;
+      const V<A> d = z[u] - piece.m, l = d - piece.log_s;
+      V<A> e;
       if constexpr (has_e)
-        p = load(piece.e + at + u * lanes<A>) * piece.to_p;
+        e = load(piece.e + at + u * lanes<A>);
       else
-        p = exp_nonpositive<A>(l);
-      Phi<V<A>> phi = f.both(l, p);
+        e = exp_nonpositive<A>(l);
+      if constexpr (F::clamped_line) {
+        const I<A> clamped = e < lowest;
+        values[u] = clamped ? values[u] : values[u] + (d + (f.offset - piece.log_s));
+        slopes[u] = clamped ? slopes[u] : slopes[u] + A(1);
+        continue;
+      }
+      Phi<V<A>> phi = f.both(l, e * piece.to_p);
       if (!F::vanishes) {
-        const I<A> there = z_u != A(-INFINITY);
+        const I<A> there = z[u] != A(-INFINITY);
         phi = {there ? phi.value : fill(A(0)), there ? phi.slope : fill(A(0))};
       }
       values[u] += phi.value;
@@ -92,29 +121,39 @@ template <class A> struct Affine {
   A base, q;
 };
 
+// Bytes from what is written to what is fetched to be written: a store that misses the cache waits.
+constexpr int written_ahead = 4096;
+
 // The whole gradient of a piece that has one dense term, or none. `past_cache` wants `out` to be
 // aligned to the vectors that are stored. What this leaves at the target is for the caller to mend.
 template <class T, class F, class Out, class A = Accumulator<T>>
 ANL_INLINE void gradient_of_piece(const F& f, const Piece<T>& piece, Affine<A> affine, A G,
                                   Out* out, bool past_cache) {
+  const A lowest = lowest_e(f, piece);
+  const V<A> base = fill(affine.base), above = fill(affine.base + G);
   alignas(64) T copy[block<A>];
   alignas(64) Out last[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
     const bool whole = piece.n - at >= block<A>;
-    const T* z = nullptr;
+    V<A> z[unroll] = {}, v[unroll];
+    if (!past_cache)
+#pragma GCC unroll 8
+      for (int i = 0; i < block<A>; i += 64 / sizeof(Out))
+        __builtin_prefetch(out + at + i + written_ahead / sizeof(Out), 1, 3);
     if (F::slope_reads_l)
-      z = whole ? piece.z + at : whole_block(piece.z, at, piece.n, -1, minus_infinity<T>(), copy);
-    Out* to = whole ? out + at : last;
+      load_block(whole_block(piece.z, at, piece.n, -1, minus_infinity<T>(), copy), z);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> e = load(piece.e + at + u * lanes<A>);
-      V<A> l = {}, v = affine.base - affine.q * e;
-      if (F::slope_reads_l)
-        l = (load_wide(z + u * lanes<A>) - piece.m) - piece.log_s;
-      if (F::sum == Sum::Dense)
-        v = v + G * f.slope(l, e * piece.to_p);
-      store_narrow(to + u * lanes<A>, v, past_cache && whole);
+      const V<A> e = load(piece.e + at + u * lanes<A>), l = (z[u] - piece.m) - piece.log_s;
+      if constexpr (F::clamped_line) {
+        v[u] = (e < lowest ? base : above) - affine.q * e;
+      } else {
+        v[u] = base - affine.q * e;
+        if (F::sum == Sum::Dense)
+          v[u] = v[u] + G * f.slope(l, e * piece.to_p);
+      }
     }
+    store_block(whole ? out + at : last, v, past_cache && whole);
     if (!whole)
       memcpy(out + at, last, (piece.n - at) * sizeof(Out));
   }
@@ -132,18 +171,20 @@ void add_slopes_along(const void* functor, const Piece<T>& piece, Accumulator<T>
                       Accumulator<T>* grad) {
   using A = Accumulator<T>;
   const F f = *static_cast<const F*>(functor);
+  const A lowest = lowest_e(f, piece);
   alignas(64) T copy[block<A>];
   for (int at = 0; at < piece.n; at += block<A>) {
-    const T* z = nullptr;
+    V<A> z[unroll] = {};
     if (F::slope_reads_l)
-      z = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
+      load_block(whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy), z);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
       A* to = grad + at + u * lanes<A>;
-      V<A> l = {};
-      if (F::slope_reads_l)
-        l = (load_wide(z + u * lanes<A>) - piece.m) - piece.log_s;
-      store(to, load(to) + G * f.slope(l, load(piece.e + at + u * lanes<A>) * piece.to_p));
+      const V<A> e = load(piece.e + at + u * lanes<A>), l = (z[u] - piece.m) - piece.log_s;
+      if constexpr (F::clamped_line)
+        store(to, e < lowest ? load(to) : load(to) + G);
+      else
+        store(to, load(to) + G * f.slope(l, e * piece.to_p));
     }
   }
 }

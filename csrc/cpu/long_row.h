@@ -69,6 +69,10 @@ public:
   const T* in(const Rows& rows, int64_t n, int64_t piece, T* buffer) const {
     return gathered(at(rows, n, piece), rows.cls, size(piece), buffer);
   }
+  // What is in memory after a piece, which the next sweep over one may want: null if unknown.
+  const T* after(const Rows& rows, const T* z) const {
+    return rows.cls == 1 ? z + piece_size<A> : nullptr;
+  }
   Outlet<T> out(const Rows& rows, int64_t n, int64_t piece, T* buffer, bool stream) const {
     return {at(rows, n, piece), rows.cls, buffer, stream};
   }
@@ -93,11 +97,18 @@ public:
                       int* best) const {
     const int n_here = size(piece), y = place(label, piece);
     const T* z = in(logits, n, piece, buffer);
-    const T* next = logits.cls == 1 ? z + piece_size<A> : nullptr;
-    const Partials<A> s = anl::cpu::measure(z, n_here, y, e, next);
+    const Partials<A> s = anl::cpu::measure(z, n_here, y, e, after(logits, z));
     if (best)
       *best = first_equal(z, n_here, y, s.max);
     return s;
+  }
+
+  // The e of a piece whose partials are known, where it was not kept; returns the piece's logits.
+  const T* measure_again(const Rows& logits, int64_t n, int64_t piece, int64_t label, T* buffer,
+                         A* e, Partials<A> found) const {
+    const T* z = in(logits, n, piece, buffer);
+    exponentials(z, size(piece), place(label, piece), e, after(logits, z), &found);
+    return z;
   }
 
   // A piece of a row whose softmax is known; e: where its p will be, or null.
@@ -135,7 +146,7 @@ template <class A> Merged<A> merged(const Partials<A>* pieces, int64_t num_piece
     count += s.count;
   }
   for (int64_t c = 0; c < num_pieces; ++c)
-    mass += double(pieces[c].mass) * exp_of(pieces[c].max - top);
+    mass += double(pieces[c].mass) * (num_pieces == 1 ? A(1) : exp_of(pieces[c].max - top));
   return {top, bottom, A(mass), A(count)};
 }
 
@@ -213,7 +224,7 @@ template <class T> void keep_holes(bool holes, Piece<T>& piece, T* buffer) {
     piece.z = static_cast<T*>(memcpy(buffer, piece.z, piece.n * sizeof(T)));
 }
 
-// ---- one row -----------------------------------------------------------------------------------
+// ---- rows --------------------------------------------------------------------------------------
 
 // What is known of a row, and what is done to it, in this order: each piece measured, which also
 // makes its e; the row normalised; each piece summed, for terms with a dense sum; the loss heads
@@ -235,6 +246,7 @@ public:
     label_ = label_of(args_, n);
     skipped_ = !label_.counted && !reads_ignored_rows(args_);
   }
+  bool skipped() const { return skipped_; }
 
   void measure(int64_t piece, Buffers<T>& buffers) {
     if (!skipped_)
@@ -242,17 +254,20 @@ public:
                                       e_of(piece, buffers), args_.argmax ? best_ + piece : nullptr);
   }
 
-  void normalise() {
-    if (skipped_)
-      return;
-    const Merged<A> all = merged(found_, pieces_.count);
-    // NaN, which spreads over the row, for a label that is not a class.
-    softmax_ = softmax_of(all.m(), all.mass, pieces_.target_logit(args_.logits, n_, label_, NAN));
+  // What its softmax is made of. NaN, which spreads over the row, for a label that is not a class.
+  void merge(A& m, A& mass, A& z_y) {
+    all_ = merged(found_, pieces_.count);
+    m = all_.m();
+    mass = all_.mass;
+    z_y = pieces_.target_logit(args_.logits, n_, label_, NAN);
+  }
+  void normalise(const Softmax<A>& softmax) {
+    softmax_ = softmax;
     total_ = total_about(softmax_.m, found_, pieces_.count);
-    count_ = all.count;
-    grad_.holes = all.min == A(-INFINITY);
-    const A lowest_l = (all.min - softmax_.m) - softmax_.log_s;
-    const A highest_l = (all.max - softmax_.m) - softmax_.log_s;
+    grad_.holes = all_.min == A(-INFINITY);
+    grad_.affine.base = 0;
+    const A lowest_l = (all_.min - softmax_.m) - softmax_.log_s;
+    const A highest_l = (all_.max - softmax_.m) - softmax_.log_s;
     for (int t = 0; t < terms_.count(); ++t) {
       lines_[t] = line_of(terms_[t], lowest_l, highest_l);
       grad_.sweep[t] = !lines_[t].holds;
@@ -269,57 +284,60 @@ public:
       terms_[t].sums(terms_[t].functor, view, sums_ + (piece * terms_.count() + t) * 2);
     }
   }
+  A count() const { return all_.count; }
+  // The sum of phi (which = 0) or of its slope (1) over the others.
+  A sum_of(int t, int which) const {
+    if (grad_.sweep[t]) {
+      double sum = 0;
+      for (int64_t c = 0; c < pieces_.count; ++c)
+        sum += sums_[(c * terms_.count() + t) * 2 + which];
+      return A(sum);
+    }
+    const Line<A>& line = lines_[t];
+    if (which == 1 || line.slope == 0)
+      return line.slope * count();
+    return line.intercept * count() + line.slope * (total_ - count() * softmax_.log_s);
+  }
 
-  void run_heads() {
-    const int T_ = terms_.count(), width = num_saved + T_;
-    A* const saved = args_.saved ? static_cast<A*>(args_.saved) + n_ * width : nullptr;
-    if (skipped_) {
-      put(args_.row_losses, n_, A(0));
-      for (int i = 0; saved && i < width; ++i)
-        saved[i] = 0;
-      put(args_.p_y, n_, A(0));
-      for (int t = 0; t < T_; ++t) {
-        put(args_.term_losses, n_ * T_ + t, A(0));
-        put(args_.denominators, n_ * T_ + t, A(0));
-      }
-      for (int i = 0; i < 2 * T_; ++i)
-        put(args_.term_slopes, n_ * 2 * T_ + i, A(0));
-      return;
+  // What the loss heads gave: a term's slope, its other numbers, those of all terms together.
+  void take_slope(int t, A G) {
+    if (args_.saved)
+      saved()[num_saved + t] = G;
+    grad_.G[t] = G * scale();
+    if (!grad_.sweep[t])
+      grad_.affine.base += grad_.G[t] * lines_[t].slope;
+  }
+  void put_term(int t, A loss, A denominator, A gy, A q) const {
+    const int64_t at = n_ * terms_.count() + t;
+    put(args_.term_losses, at, label_.counted ? loss : A(0));
+    put(args_.denominators, at, label_.counted ? denominator : A(0));
+    put(args_.term_slopes, 2 * at, label_.counted ? gy : A(0));
+    put(args_.term_slopes, 2 * at + 1, label_.counted ? q : A(0));
+  }
+  void take(A loss, A gy, A q) {
+    grad_.affine.q = q * scale();
+    grad_.gy = gy * scale();
+    put(args_.row_losses, n_, label_.counted ? loss : A(0));
+    if (args_.saved) {
+      A* const to = saved();
+      to[0] = softmax_.m;
+      to[1] = softmax_.log_s;
+      to[2] = gy;
+      to[3] = q;
     }
-    const Softmax<A>& s = softmax_;
-    const A lse = s.m + s.log_s, scale = args_.grad.data ? scale_of<A>(args_, n_) : A(1);
-    A base = 0;
-    const Slopes<V<A>> slopes = run_loss_heads(
-        terms_,
-        {fill(s.l_y), fill(s.p_y), fill(s.rest), fill(lse), fill(s.log_ratio), V<A>{},
-         fill(count_)},
-        [&](int t) { return fill(sum_of(t, 0)); }, [&](int t) { return fill(sum_of(t, 1)); },
-        [&](int t, V<A> G) {
-          if (saved)
-            saved[num_saved + t] = G[0];
-          grad_.G[t] = G[0] * scale;
-          if (!grad_.sweep[t])
-            base += grad_.G[t] * lines_[t].slope;
-        },
-        [&](int t, const Head<V<A>>& head, const Slopes<V<A>>& alone) {
-          put(args_.term_losses, n_ * T_ + t, label_.counted ? head.loss[0] : A(0));
-          put(args_.denominators, n_ * T_ + t, label_.counted ? head.denominator[0] : A(0));
-          put(args_.term_slopes, 2 * (n_ * T_ + t), label_.counted ? alone.gy[0] : A(0));
-          put(args_.term_slopes, 2 * (n_ * T_ + t) + 1, label_.counted ? alone.q[0] : A(0));
-        });
-    grad_.affine = {base, slopes.q[0] * scale};
-    grad_.gy = slopes.gy[0] * scale;
-    put(args_.row_losses, n_, label_.counted ? slopes.loss[0] : A(0));
-    if (saved) {
-      saved[0] = s.m;
-      saved[1] = s.log_s;
-      saved[2] = slopes.gy[0];
-      saved[3] = slopes.q[0];
-    }
-    put(args_.lse, n_, lse);
-    put(args_.p_y, n_, label_.counted ? s.p_y : A(0));
+    put(args_.lse, n_, softmax_.m + softmax_.log_s);
+    put(args_.p_y, n_, label_.counted ? softmax_.p_y : A(0));
     if (args_.argmax)
       args_.argmax[n_] = best_class();
+  }
+  // All of that, of a skipped row.
+  void put_zeros() const {
+    put(args_.row_losses, n_, A(0));
+    for (int i = 0; args_.saved && i < num_saved + terms_.count(); ++i)
+      saved()[i] = 0;
+    put(args_.p_y, n_, A(0));
+    for (int t = 0; t < terms_.count(); ++t)
+      put_term(t, 0, 0, 0, 0);
   }
 
   void write(int64_t piece, Buffers<T>& buffers) {
@@ -350,36 +368,25 @@ private:
 
   // A piece for another sweep: its e made again if it was not kept.
   Piece<T> view_of(int64_t piece, Buffers<T>& buffers, bool with_logits) const {
-    Partials<A> s = found_[piece];
+    const Partials<A>& s = found_[piece];
     const A m = softmax_.m, log_s = softmax_.log_s;
     A* const e = e_of(piece, buffers);
     Piece<T> view = {nullptr, e,     pieces_.size(piece),        pieces_.place(label_.y, piece),
                      m,       log_s, exp_of((s.max - m) - log_s)};
-    if (with_logits || !kept_e_)
-      view.z = pieces_.in(args_.logits, n_, piece, buffers.z);
     if (!kept_e_)
-      exponentials<T>(view.z, view.n, view.y, e, nullptr, &s);
+      view.z = pieces_.measure_again(args_.logits, n_, piece, label_.y, buffers.z, e, s);
+    else if (with_logits)
+      view.z = pieces_.in(args_.logits, n_, piece, buffers.z);
     keep_holes(grad_.holes, view, buffers.z);
     return view;
   }
 
+  A scale() const { return args_.grad.data ? scale_of<A>(args_, n_) : A(1); }
+  A* saved() const { return static_cast<A*>(args_.saved) + n_ * (num_saved + terms_.count()); }
   static Line<A> line_of(const Term<T>& term, A lowest_l, A highest_l) {
     if (term.sum == Sum::Dense)
       return term.line(term.functor, lowest_l, highest_l);
     return {true, A(0), A(term.sum == Sum::Affine)};
-  }
-  // The sum of phi (which = 0) or of its slope (1) over the others.
-  A sum_of(int t, int which) const {
-    if (grad_.sweep[t]) {
-      double sum = 0;
-      for (int64_t c = 0; c < pieces_.count; ++c)
-        sum += sums_[(c * terms_.count() + t) * 2 + which];
-      return A(sum);
-    }
-    const Line<A>& line = lines_[t];
-    if (which == 1 || line.slope == 0)
-      return line.slope * count_;
-    return line.intercept * count_ + line.slope * (total_ - count_ * softmax_.log_s);
   }
 
   bool reads_logits() const {
@@ -407,9 +414,100 @@ private:
   int64_t n_;
   Label label_;
   bool skipped_;
+  Merged<A> all_;
   Softmax<A> softmax_;
-  A total_, count_; // sum of z - m over the others, and their number
+  A total_; // sum of z - m over the others
   RowGradient<A> grad_;
+};
+
+// Rows whose softmax and loss heads are computed side by side, a row in a lane: for one row they
+// take as long as for all, and with short rows as long as a sweep.
+template <class T> class LongRows {
+public:
+  using A = Accumulator<T>;
+  // As many of so many rows as stay in the cache between sweeps, at least one.
+  static int at_once(const Shape& shape, int64_t wanted) {
+    const int64_t fit = (1 << 15) / shape.K, most = fit < lanes<A> ? fit : lanes<A>;
+    return int(most < 1 ? 1 : most < wanted ? most : wanted);
+  }
+  LongRows(int most, const RowLossArgs& args, const Terms<T>& terms, const Pieces<T>& pieces,
+           Workspace& space)
+      : terms_(terms) {
+    for (int i = 0; i < most; ++i)
+      rows_.emplace_back(args, terms, pieces, space);
+  }
+
+  // The rows from n on.
+  void open(int64_t n, int count) {
+    count_ = count;
+    for (int i = 0; i < count; ++i)
+      rows_[i].open(n + i);
+  }
+  int count() const { return count_; }
+  LongRow<T>& operator[](int i) { return rows_[i]; }
+
+  void normalise() {
+    A m[lanes<A>] = {}, mass[lanes<A>] = {}, z_y[lanes<A>] = {};
+    for_rows([&](LongRow<T>& row, int i) { row.merge(m[i], mass[i], z_y[i]); });
+    softmax_ = anl::normalise(load(m), load(mass), load(z_y));
+    const Softmax<V<A>>& s = softmax_;
+    const Lanes m_(s.m), log_s(s.log_s), l_y(s.l_y), p_y(s.p_y), rest(s.rest), ratio(s.log_ratio);
+    for_rows([&](LongRow<T>& row, int i) {
+      row.normalise({m_[i], log_s[i], l_y[i], p_y[i], rest[i], ratio[i]});
+    });
+  }
+
+  void run_heads() {
+    const Softmax<V<A>>& s = softmax_;
+    auto sums = [&](int which) {
+      return [&, which](int t) {
+        return of_rows([&](const LongRow<T>& row) { return row.sum_of(t, which); });
+      };
+    };
+    const Slopes<V<A>> slopes = run_loss_heads(
+        terms_,
+        {s.l_y, s.p_y, s.rest, s.m + s.log_s, s.log_ratio, V<A>{},
+         of_rows([](const LongRow<T>& row) { return row.count(); })},
+        sums(0), sums(1),
+        [&](int t, V<A> G) {
+          const Lanes G_(G);
+          for_rows([&](LongRow<T>& row, int i) { row.take_slope(t, G_[i]); });
+        },
+        [&](int t, const Head<V<A>>& head, const Slopes<V<A>>& alone) {
+          const Lanes loss(head.loss), denominator(head.denominator), gy(alone.gy), q(alone.q);
+          for_rows([&](LongRow<T>& row, int i) {
+            row.put_term(t, loss[i], denominator[i], gy[i], q[i]);
+          });
+        });
+    const Lanes loss(slopes.loss), gy(slopes.gy), q(slopes.q);
+    for_rows([&](LongRow<T>& row, int i) { row.take(loss[i], gy[i], q[i]); });
+    for (int i = 0; i < count_; ++i)
+      if (rows_[i].skipped())
+        rows_[i].put_zeros();
+  }
+
+private:
+  struct Lanes {
+    A lane[lanes<A>];
+    explicit Lanes(V<A> v) { store(lane, v); }
+    A operator[](int i) const { return lane[i]; }
+  };
+  // f(row, its lane) for those that are not skipped.
+  template <class F> void for_rows(F f) {
+    for (int i = 0; i < count_; ++i)
+      if (!rows_[i].skipped())
+        f(rows_[i], i);
+  }
+  template <class F> V<A> of_rows(F f) {
+    A numbers[lanes<A>] = {};
+    for_rows([&](LongRow<T>& row, int i) { numbers[i] = f(row); });
+    return load(numbers);
+  }
+
+  const Terms<T>& terms_;
+  std::vector<LongRow<T>> rows_;
+  int count_ = 0;
+  Softmax<V<A>> softmax_;
 };
 
 } // namespace anl::cpu

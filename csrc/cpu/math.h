@@ -27,7 +27,7 @@ template <> struct ExpConstants<float> {
 #else // n times it would be rounded, by up to 68 ulp of the result
   static constexpr float ln2 = ln2_high, ln2_rest = ln2_low;
 #endif
-  static constexpr float lowest = -88.0f, vanishing = -105.0f, highest = 89.0f;
+  static constexpr float lowest = -88.0f, near = -86.0f, vanishing = -105.0f, highest = 89.0f;
   static constexpr float log2e = 1.44269504f;
   static constexpr float c[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239f2p-7f,
                                 0x1.6a241ap-10f};
@@ -40,7 +40,7 @@ template <> struct ExpConstants<double> {
   static constexpr double round = 6755399441055744.0;
   static constexpr double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double ln2 = ln2_high, ln2_rest = ln2_low;
-  static constexpr double lowest = -709.0, vanishing = -746.0, highest = 710.0;
+  static constexpr double lowest = -709.0, near = -707.0, vanishing = -746.0, highest = 710.0;
   static constexpr double log2e = 0x1.71547652b82fep+0;
   static constexpr double c[] = {1 / 2.0,       1 / 6.0,        1 / 24.0,        1 / 120.0,
                                  1 / 720.0,     1 / 5040.0,     1 / 40320.0,     1 / 362880.0,
@@ -72,12 +72,15 @@ template <class A> ANL_INLINE ExpParts<A> exp_parts(V<A> x) {
 }
 
 // exp(x) for x <= 0 in the fewest instructions: an element of a sweep costs little else. The scale
-// is the last bits of `shifted`, moved to where the exponent is; at the low end it is 0.
-template <class A> ANL_INLINE V<A> exp_nonpositive(V<A> x) {
+// is the last bits of `shifted`, moved to where the exponent is; at the low end it is 0. If every x
+// is `near`, above C::near, the same comes without the clamp, and by an addition of exponents.
+template <class A, bool near = false> ANL_INLINE V<A> exp_nonpositive(V<A> x) {
   using C = ExpConstants<A>;
-  x = max<A>(fill(C::lowest), x); // a NaN stays one
-  const V<A> shifted = x * C::log2e + (C::round + C::bias);
-  const V<A> n = shifted - (C::round + C::bias);
+  constexpr A round = near ? C::round : C::round + C::bias;
+  if (!near)
+    x = max<A>(fill(C::lowest), x); // a NaN stays one
+  const V<A> shifted = x * C::log2e + round;
+  const V<A> n = shifted - round;
   V<A> r = x - n * C::ln2;
   if (C::ln2_rest != 0)
     r = r - n * C::ln2_rest;
@@ -86,7 +89,8 @@ template <class A> ANL_INLINE V<A> exp_nonpositive(V<A> x) {
   for (int i = C::rough_terms - 2; i >= 0; --i)
     e = e * r + C::rough[i];
   e = (e * r + A(1)) * r + A(1);
-  return e * (V<A>)((I<A>)shifted << C::mantissa_bits);
+  const I<A> scale = (I<A>)shifted << C::mantissa_bits;
+  return near ? (V<A>)((I<A>)e + scale) : e * (V<A>)scale;
 }
 
 template <class A> struct VectorMath {

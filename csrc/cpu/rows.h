@@ -5,8 +5,8 @@
 
 namespace anl::cpu {
 
-// Up to here two rows are in work at a time; with longer ones, they would drive each other out of
-// the cache.
+// Up to here rows are in work two at a time, or two groups; with longer ones, they would drive each
+// other out of the cache.
 constexpr int64_t paired_classes = 1 << 18;
 
 template <class T> class RowLossJob : public Job {
@@ -16,35 +16,43 @@ public:
   int64_t units(int) const override { return args_.shape.rows(); }
   int64_t elements_of_unit(int) const override { return args_.shape.K; }
 
-  // A row is written while the next one is measured, piece by piece: the one is work for the
+  // Rows are written while the next ones are measured, piece by piece: the one is work for the
   // memory, the other for the arithmetic (1024 x 32000 float32: 0.9 times the time of one after the
   // other).
   void run(int, int64_t begin, int64_t end) override {
     Workspace& space = Workspace::of_thread();
     Buffers<T> buffers(space);
     const bool paired = args_.shape.K <= paired_classes;
-    std::vector<LongRow<T>> rows;
+    const int most = LongRows<T>::at_once(args_.shape, end - begin);
+    std::vector<LongRows<T>> groups;
     for (int i = 0; i <= paired; ++i)
-      rows.emplace_back(args_, terms_, pieces_, space);
-    for (int64_t n = begin; n < end; ++n) {
-      LongRow<T>&row = rows[n % rows.size()], &last = rows[(n + 1) % rows.size()];
-      row.open(n);
-      for (int64_t piece = 0; piece < pieces_.count; ++piece) {
-        if (paired && n > begin)
-          last.write(piece, buffers);
-        row.measure(piece, buffers);
-      }
-      row.normalise();
-      for (int64_t piece = 0; piece < pieces_.count; ++piece)
-        row.sum(piece, buffers);
-      row.run_heads();
-      for (int64_t piece = 0; piece < pieces_.count && (!paired || n + 1 == end); ++piece)
-        row.write(piece, buffers);
+      groups.emplace_back(most, args_, terms_, pieces_, space);
+    for (int64_t n = begin, g = 0; n < end; n += most, ++g) {
+      LongRows<T>&rows = groups[g % groups.size()], &last = groups[(g + 1) % groups.size()];
+      rows.open(n, int(end - n < most ? end - n : most));
+      for (int i = 0; i < most; ++i)
+        for (int64_t piece = 0; piece < pieces_.count; ++piece) {
+          if (paired && i < last.count())
+            last[i].write(piece, buffers);
+          if (i < rows.count())
+            rows[i].measure(piece, buffers);
+        }
+      rows.normalise();
+      for_pieces(rows, [&](LongRow<T>& row, int64_t piece) { row.sum(piece, buffers); });
+      rows.run_heads();
+      if (!paired || n + most >= end)
+        for_pieces(rows, [&](LongRow<T>& row, int64_t piece) { row.write(piece, buffers); });
     }
     finish_streaming();
   }
 
 protected:
+  template <class F> void for_pieces(LongRows<T>& rows, F f) const {
+    for (int i = 0; i < rows.count(); ++i)
+      for (int64_t piece = 0; piece < pieces_.count; ++piece)
+        f(rows[i], piece);
+  }
+
   const RowLossArgs args_;
   const Terms<T> terms_;
   const Pieces<T> pieces_;
@@ -55,7 +63,7 @@ template <class T> class SplitRowLossJob : public RowLossJob<T> {
 public:
   explicit SplitRowLossJob(const RowLossArgs& args) : RowLossJob<T>(args) {
     for (int64_t n = 0; n < args.shape.rows(); ++n)
-      rows_.emplace_back(this->args_, this->terms_, pieces_, space_).open(n);
+      rows_.emplace_back(1, this->args_, this->terms_, pieces_, space_).open(n, 1);
   }
 
   enum Phase { Measure, Normalise, Sum, Heads, Write };
@@ -78,23 +86,23 @@ private:
   int64_t parts(int phase) const {
     return phase == Normalise || phase == Heads ? 1 : pieces_.count;
   }
-  static void run_unit(Phase phase, LongRow<T>& row, int64_t piece, Buffers<T>& buffers) {
+  static void run_unit(Phase phase, LongRows<T>& rows, int64_t piece, Buffers<T>& buffers) {
     switch (phase) {
     case Measure:
-      return row.measure(piece, buffers);
+      return rows[0].measure(piece, buffers);
     case Normalise:
-      return row.normalise();
+      return rows.normalise();
     case Sum:
-      return row.sum(piece, buffers);
+      return rows[0].sum(piece, buffers);
     case Heads:
-      return row.run_heads();
+      return rows.run_heads();
     case Write:
-      return row.write(piece, buffers);
+      return rows[0].write(piece, buffers);
     }
   }
 
   Workspace space_;
-  std::vector<LongRow<T>> rows_;
+  std::vector<LongRows<T>> rows_;
 };
 
 // The gradient from what a forward pass saved; units are pieces.
@@ -134,7 +142,7 @@ private:
     }
     Piece<T> view =
         pieces_.view(args_.logits, n, piece, label.y, saved[0], saved[1], buffers.z, buffers.e);
-    row.holes = probabilities(view, buffers.e);
+    row.holes = probabilities(view, buffers.e, pieces_.after(args_.logits, view.z));
     keep_holes(row.holes, view, buffers.z);
     write_gradient(terms_, row, view, buffers.numbers,
                    pieces_.out(args_.grad, n, piece, buffers.out, args_.past_cache));

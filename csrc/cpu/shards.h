@@ -107,7 +107,7 @@ private:
     const Piece<T> view =
         pieces_.view(args_.logits, n, piece, label.y, softmax.m, softmax.log_s, buffers.z, e);
     if (e)
-      probabilities(view, e);
+      probabilities(view, e, pieces_.after(args_.logits, view.z));
     A* const to = sums_.get() + (n * pieces_.count + piece) * width_;
     terms_.for_dense(
         [&](int, const Term<T>& term, int i) { term.sums(term.functor, view, to + 2 * i); });

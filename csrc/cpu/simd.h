@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -99,23 +101,33 @@ template <class A> ANL_INLINE V<A> max(V<A> a, V<A> b) { return a > b ? a : b; }
 template <class A> ANL_INLINE V<A> min(V<A> a, V<A> b) { return a < b ? a : b; }
 #endif
 
-// Lanes combined pairwise, in a fixed order.
-template <class A, class F> ANL_INLINE A across(V<A> v, F combine) {
-  A lane[lanes<A>];
-  memcpy(lane, &v, sizeof v);
-  for (int half = lanes<A> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i)
-      lane[i] = combine(lane[i], lane[i + half]);
-  return lane[0];
+#if __has_builtin(__builtin_shufflevector)
+#define ANL_SHUFFLE(a, b, Places, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define ANL_SHUFFLE(a, b, Places, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
+// Lanes combined pairwise, in a fixed order: each half with the other, and then of one half. By
+// shuffles: an array of lanes would be a loop over memory, a tenth of a short row.
+template <int half, class Places, class Vec, class F, int... lane>
+ANL_INLINE Vec halves(Vec v, F combine, std::integer_sequence<int, lane...> all) {
+  v = combine(v, ANL_SHUFFLE(v, v, Places, (lane + half) % int(sizeof...(lane))...));
+  if constexpr (half > 1)
+    v = halves<half / 2, Places>(v, combine, all);
+  return v;
+}
+template <class Places, class Vec, class F> ANL_INLINE auto across(Vec v, F combine) {
+  constexpr int count = sizeof v / sizeof v[0];
+  return halves<count / 2, Places>(v, combine, std::make_integer_sequence<int, count>())[0];
 }
 template <class A> ANL_INLINE A sum_across(V<A> v) {
-  return across<A>(v, [](A a, A b) { return a + b; });
+  return across<I<A>>(v, [](V<A> a, V<A> b) { return a + b; });
 }
 template <class A> ANL_INLINE A max_across(V<A> v) {
-  return across<A>(v, [](A a, A b) { return b > a ? b : a; });
+  return across<I<A>>(v, [](V<A> a, V<A> b) { return b > a ? b : a; });
 }
 template <class A> ANL_INLINE A min_across(V<A> v) {
-  return across<A>(v, [](A a, A b) { return b < a ? b : a; });
+  return across<I<A>>(v, [](V<A> a, V<A> b) { return b < a ? b : a; });
 }
 
 ANL_INLINE bool all(I<float> mask) {
@@ -284,6 +296,44 @@ template <class T, class Vec> ANL_INLINE void store_narrow(T* to, Vec v, bool pa
 template <class T> ANL_INLINE T minus_infinity() {
   return narrow<T>(typename AccumulatorOf<T>::A(-INFINITY));
 }
+
+// Two neighbouring vectors, and back.
+template <class T, class Vec> ANL_INLINE void load_pair(const T* p, Vec* v) {
+  v[0] = load_wide(p);
+  v[1] = load_wide(p + sizeof v[0] / sizeof v[0][0]);
+}
+template <class T, class Vec> ANL_INLINE void store_pair(T* to, const Vec* v, bool past_cache) {
+  store_narrow(to, v[0], past_cache);
+  store_narrow(to + sizeof v[0] / sizeof v[0][0], v[1], past_cache);
+}
+#if ANL_VECTOR_BYTES == 64
+// Words moved to where they belong, one instruction a vector; widened each by itself it is two, and
+// five to narrow instead of three and a half.
+ANL_INLINE void load_pair(const BFloat16* p, V<float>* v) {
+  const I<float> place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const __m512i both = _mm512_loadu_si512(p);
+  for (int i = 0; i < 2; ++i)
+    v[i] = (V<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, (__m512i)((place + 16 * i) << 16),
+                                                    both);
+}
+ANL_INLINE void store_pair(BFloat16* to, const V<float>* v, bool past_cache) {
+  const I<float> place = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  __m512i rounded[2];
+  for (int i = 0; i < 2; ++i) { // as narrow_vector does
+    const __m512i bits = (__m512i)v[i], down = (__m512i)((I<float>)bits + 0x7fff);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    rounded[i] = _mm512_mask_add_epi32(down, odd, down, _mm512_set1_epi32(1));
+  }
+  const __m512i high_words = (__m512i)(place * 0x40004 + 0x30001);
+  const __m512i both = _mm512_permutex2var_epi16(rounded[0], high_words, rounded[1]);
+  if (past_cache) {
+    _mm256_stream_si256((__m256i*)to, _mm512_castsi512_si256(both));
+    _mm256_stream_si256((__m256i*)to + 1, _mm512_extracti64x4_epi64(both, 1));
+  } else {
+    _mm512_storeu_si512(to, both);
+  }
+}
+#endif
 
 // Before another thread may read what was streamed.
 ANL_INLINE void finish_streaming() {

@@ -70,10 +70,41 @@ template <class A> struct Partials {
 // The lowest finite number, which is what masks often are made of.
 template <class A> constexpr A lowest = sizeof(A) == 8 ? A(-__DBL_MAX__) : A(-__FLT_MAX__);
 
+// Words in the order of the numbers that they are: both 16-bit types have their sign first.
+typedef int16_t Order __attribute__((vector_size(ANL_VECTOR_BYTES)));
+template <class X> ANL_INLINE X in_order(X word) { return word ^ ((word >> 15) & 0x7fff); }
+
+// max and min of 16-bit numbers, two vectors of them in one; false if one is NaN.
+template <class T>
+bool find_range_of_words(const T* z, int n, int y, T neutral, Partials<float>* result) {
+  constexpr int size = block<float>, width = sizeof(Order) / sizeof(T);
+  Order high = Order{} + in_order(int16_t(neutral.bits)), low = high;
+  alignas(64) T copy[size];
+  for (int at = 0; at < n; at += size) {
+    const T* from = whole_block(z, at, n, y, neutral, copy);
+#pragma GCC unroll 4
+    for (int i = 0; i < size; i += width) {
+      Order word;
+      memcpy(&word, from + i, sizeof word);
+      word = in_order(word);
+      high = word > high ? word : high;
+      low = word < low ? word : low;
+    }
+  }
+  const int16_t highest = across<Order>(high, [](Order a, Order b) { return b > a ? b : a; });
+  const int16_t least = across<Order>(low, [](Order a, Order b) { return b < a ? b : a; });
+  result->max = widen(T{uint16_t(in_order(highest))});
+  result->min = widen(T{uint16_t(in_order(least))});
+  return result->max >= result->min;
+}
+
 template <class T, class A = Accumulator<T>>
 void find_range(const T* z, int n, int y, Partials<A>* result) {
   // Any other class may stand in for what is absent.
   const T neutral = z[y == 0 && n > 1 ? 1 : 0];
+  if constexpr (sizeof(T) == 2)
+    if (find_range_of_words(z, n, y, neutral, result))
+      return;
   V<A> high[unroll], low[unroll];
   for (int u = 0; u < unroll; ++u)
     high[u] = low[u] = fill(A(widen(neutral)));
@@ -91,36 +122,53 @@ void find_range(const T* z, int n, int y, Partials<A>* result) {
   result->min = min_across<A>(min<A>(min<A>(low[0], low[1]), min<A>(low[2], low[3])));
 }
 
-// e = exp(z - max), and its sum; also that of z - max, which is -inf if a class is not there. While
-// it computes, it fetches the memory at `next`, which is null or read after this piece.
+// Fetches a block of the memory at `next`, which is null or read after this piece of n classes. Of
+// long rows into the second-level cache: a piece and its e leave no room in the first (float32: all
+// sweeps 1.25 times as fast; of short ones 0.9 times).
+template <class T> ANL_INLINE void fetch_block(const T* next, int at, int n) {
+  const bool fills_first = n == piece_size<Accumulator<T>>;
+  if (next)
+#pragma GCC unroll 8
+    for (int i = 0; i < block<Accumulator<T>>; i += 64 / sizeof(T))
+      fills_first ? __builtin_prefetch(next + at + i, 0, 2) : __builtin_prefetch(next + at + i);
+}
+
+// e = exp(z - max), and its sum; also that of z - max, which is -inf if a class is not there.
 template <class T, class A = Accumulator<T>>
 void exponentials(const T* z, int n, int y, A* e, const T* next, Partials<A>* result) {
   const A top = result->max;
+  const bool near = result->min - top > ExpConstants<A>::near;
   V<A> mass[unroll] = {}, total[unroll] = {};
   alignas(64) T copy[block<A>];
   for (int at = 0; at < n; at += block<A>) {
     const T* from = whole_block(z, at, n, y, minus_infinity<T>(), copy);
-    if (next)
-#pragma GCC unroll 8
-      for (int i = 0; i < block<A>; i += 64 / sizeof(T))
-        __builtin_prefetch(next + at + i);
-    V<A> d[unroll];
-#pragma GCC unroll 4
-    for (int u = 0; u < unroll; ++u) {
-      d[u] = load_wide(from + u * lanes<A>) - top;
-      const V<A> e_u = exp_nonpositive<A>(d[u]);
-      store(e + at + u * lanes<A>, e_u);
-      mass[u] += e_u;
-    }
-    if (from == copy)
-      for (int u = 0; u < unroll; ++u)
-        d[u] = d[u] == A(-INFINITY) ? fill(A(0)) : d[u];
+    fetch_block(next, at, n);
+    V<A> d[unroll], e_u[unroll];
+    load_block(from, d);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u)
+      d[u] -= top;
+    if (near && from != copy) {
+#pragma GCC unroll 4
+      for (int u = 0; u < unroll; ++u)
+        e_u[u] = exp_nonpositive<A, true>(d[u]);
+    } else {
+      for (int u = 0; u < unroll; ++u)
+        e_u[u] = exp_nonpositive<A>(d[u]);
+      for (int u = 0; u < unroll && from == copy; ++u)
+        d[u] = d[u] == A(-INFINITY) ? fill(A(0)) : d[u];
+    }
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u) {
+      store(e + at + u * lanes<A>, e_u[u]);
+      mass[u] += e_u[u];
       total[u] += d[u];
+    }
   }
   result->mass = sum_across<A>(add_up<A>(mass));
   result->total = sum_across<A>(add_up<A>(total));
+  if (near && result->total != result->total) // a NaN's payload may have moved into the exponent
+    result->mass = NAN;
 }
 
 // The count and total of those that are there, where some class is not.
@@ -155,17 +203,20 @@ Partials<A> measure(const T* z, int n, int y, A* e, const T* next) {
 }
 
 // p of a row whose softmax is known, 0 at the target; returns whether a class is not there.
-template <class T, class A = Accumulator<T>> bool probabilities(Piece<T> piece, A* p) {
+template <class T, class A = Accumulator<T>>
+bool probabilities(Piece<T> piece, A* p, const T* next) {
   alignas(64) T copy[block<A>];
   V<A> least = fill(A(0));
   for (int at = 0; at < piece.n; at += block<A>) {
     const T* from = whole_block(piece.z, at, piece.n, piece.y, minus_infinity<T>(), copy);
+    fetch_block(next, at, piece.n);
+    V<A> z[unroll];
+    load_block(from, z);
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) {
-      const V<A> z = load_wide(from + u * lanes<A>);
       if (from != copy)
-        least = min<A>(z, least);
-      store(p + at + u * lanes<A>, exp_nonpositive<A>((z - piece.m) - piece.log_s));
+        least = min<A>(z[u], least);
+      store(p + at + u * lanes<A>, exp_nonpositive<A>((z[u] - piece.m) - piece.log_s));
     }
     for (int i = at; from == copy && i < at + block<A> && i < piece.n; ++i)
       least[0] = widen(piece.z[i]) < least[0] ? widen(piece.z[i]) : least[0];

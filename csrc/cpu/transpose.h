@@ -15,12 +15,6 @@ template <class A> struct Four {
   static ANL_INLINE void store(A* p, V v) { memcpy(p, &v, sizeof v); }
 };
 
-#if __has_builtin(__builtin_shufflevector)
-#define ANL_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define ANL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I4{__VA_ARGS__})
-#endif
-
 // Four rows of four.
 template <class A>
 ANL_INLINE void transpose_block(const A* from, int64_t from_stride, A* to, int64_t to_stride) {
@@ -28,14 +22,13 @@ ANL_INLINE void transpose_block(const A* from, int64_t from_stride, A* to, int64
   using I4 [[maybe_unused]] = typename Four<Int<A>>::V;
   const V4 a0 = Four<A>::load(from), a1 = Four<A>::load(from + from_stride),
            a2 = Four<A>::load(from + 2 * from_stride), a3 = Four<A>::load(from + 3 * from_stride);
-  const V4 b0 = ANL_SHUFFLE(a0, a2, 0, 4, 1, 5), b1 = ANL_SHUFFLE(a0, a2, 2, 6, 3, 7),
-           b2 = ANL_SHUFFLE(a1, a3, 0, 4, 1, 5), b3 = ANL_SHUFFLE(a1, a3, 2, 6, 3, 7);
-  Four<A>::store(to, ANL_SHUFFLE(b0, b2, 0, 4, 1, 5));
-  Four<A>::store(to + to_stride, ANL_SHUFFLE(b0, b2, 2, 6, 3, 7));
-  Four<A>::store(to + 2 * to_stride, ANL_SHUFFLE(b1, b3, 0, 4, 1, 5));
-  Four<A>::store(to + 3 * to_stride, ANL_SHUFFLE(b1, b3, 2, 6, 3, 7));
+  const V4 b0 = ANL_SHUFFLE(a0, a2, I4, 0, 4, 1, 5), b1 = ANL_SHUFFLE(a0, a2, I4, 2, 6, 3, 7),
+           b2 = ANL_SHUFFLE(a1, a3, I4, 0, 4, 1, 5), b3 = ANL_SHUFFLE(a1, a3, I4, 2, 6, 3, 7);
+  Four<A>::store(to, ANL_SHUFFLE(b0, b2, I4, 0, 4, 1, 5));
+  Four<A>::store(to + to_stride, ANL_SHUFFLE(b0, b2, I4, 2, 6, 3, 7));
+  Four<A>::store(to + 2 * to_stride, ANL_SHUFFLE(b1, b3, I4, 0, 4, 1, 5));
+  Four<A>::store(to + 3 * to_stride, ANL_SHUFFLE(b1, b3, I4, 2, 6, 3, 7));
 }
-#undef ANL_SHUFFLE
 
 // to[k, j] = from[j, k] for (rows, columns) numbers.
 template <class A>
