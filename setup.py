@@ -76,7 +76,7 @@ def cpu_extensions() -> list[Extension]:
         Extension(
             f"anl_kernels._cpu_{name}",
             [f"csrc/cpu/kernels_{name}.cpp"],
-            extra_compile_args=[*common, *flags, "-Wno-maybe-uninitialized"],
+            extra_compile_args=[*common, *flags, "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
             extra_link_args=SANITIZERS,
             language="c++",
         )
