@@ -472,3 +472,13 @@ def test_the_dtype_of_a_head_is_not_the_losses(reduction, device):
     full = ak.LogProbLoss(lambda log_p: -100 * log_p, reduction=reduction)(logits, target)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=1e-3, atol=0)
+
+
+def test_gradients_in_a_batch(backend, device):
+    """As ``autograd.grad(is_grads_batched=True)`` asks for them."""
+    logits = torch.randn(3, 5, dtype=torch.float64, device=device, requires_grad=True)
+    classes = torch.tensor([[0, 1], [1, 1], [3, 4]], device=device)
+    jacobian = torch.autograd.functional.jacobian
+    by_one = jacobian(lambda z: ak.log_prob(z, classes), logits)
+    made = jacobian(lambda z: ak.log_prob(z, classes), logits, vectorize=True)
+    torch.testing.assert_close(made, by_one)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from anl_kernels.integrations.items import ItemLoss, LogitsLoss, next_labels
 from anl_kernels.integrations.logit_law import LogitLaw, NoLogits
-from anl_kernels.integrations.model_loss import calls_loss_function, owners_of_hooks
+from anl_kernels.integrations.model_loss import ModelLoss, calls_loss_function, owners_of_hooks
 from anl_kernels.integrations.shift import Shift, ask_for_shift
 from anl_kernels.integrations.watch import Watch, check_forward, has_labels, place_of_labels
 from anl_kernels.linear.module import LinearRobustLoss
@@ -261,6 +261,11 @@ def _kind(module: nn.Module) -> str:
 
 def check_loss_function(model: PreTrainedModel) -> None:
     """Raise TypeError unless the model computes the loss of causal LMs by its loss_function."""
+    if isinstance(model.loss_function, ModelLoss):
+        raise TypeError(
+            f"{type(model).__name__} has a loss set already, by set_loss_function: first "
+            f"del model._loss_function"
+        )
     if not calls_loss_function(model) or model.loss_function is not ForCausalLMLoss:
         raise TypeError(
             f"{type(model).__name__} cannot be patched: its forward does not compute the loss of a "

@@ -18,7 +18,11 @@ trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 from anl_kernels.integrations import trl as door  # noqa: E402
-from anl_kernels.integrations.transformers import patch_model, set_loss_function  # noqa: E402
+from anl_kernels.integrations.transformers import (  # noqa: E402
+    patch_model,
+    set_loss_function,
+    unpatch_model,
+)
 from anl_kernels.integrations.trl import RobustSFTTrainer  # noqa: E402
 from tests.integrations.models import VOCABULARY, tiny  # noqa: E402
 
@@ -230,12 +234,12 @@ def test_logits_where_they_are_asked_for(tokenizer, tmp_path):
     batch = trainer.data_collator([trainer.train_dataset[0]])
     _, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
     assert outputs.logits.shape == (*batch["input_ids"].shape, VOCABULARY)
-    loss, logits, _ = trainer.prediction_step(model, dict(batch), prediction_loss_only=False)
+    _, logits, _ = trainer.prediction_step(model, dict(batch), prediction_loss_only=False)
     torch.testing.assert_close(logits, outputs.logits)
     assert model.generate(batch["input_ids"], max_new_tokens=2).shape[1] > 2
-    labelled = model(**batch)  # not TRL's call: the loss, of logits
-    torch.testing.assert_close(labelled.loss, loss)
-    assert labelled.logits is not None
+    labelled = model(**batch)  # not TRL's call: the model's own loss
+    shifted = labelled.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    torch.testing.assert_close(labelled.loss, torch.nn.functional.cross_entropy(*shifted))
 
 
 def test_a_batch_without_labels_that_count(tokenizer, tmp_path):
@@ -300,8 +304,29 @@ def test_models_with_a_loss_that_is_set(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="model must not be patched"):
         trained(RobustSFTTrainer, model, tokenizer, tmp_path, terms=ak.CE())
     model = set_loss_function(model_of(), ak.GCE())
-    with pytest.raises(TypeError, match="cannot be patched"):
+    with pytest.raises(TypeError, match="has a loss set already"):
         trained(RobustSFTTrainer, model, tokenizer, tmp_path, terms=ak.CE())
+
+
+def test_the_model_is_what_it_was_to_all_others(tokenizer, tmp_path):
+    model, other = model_of(), model_of()
+    trained(RobustSFTTrainer, model, tokenizer, tmp_path, terms=ak.GCE())
+    other.load_state_dict(model.state_dict())
+    labels = torch.arange(12).view(2, 6) % VOCABULARY
+    with torch.no_grad():
+        assert torch.equal(
+            model(input_ids=labels, labels=labels).loss, other(input_ids=labels, labels=labels).loss
+        )
+    trainers = [trained(trl.SFTTrainer, m, tokenizer, tmp_path) for m in (model, other)]
+    assert_same(*trainers, tolerance=0)
+    copy.deepcopy(model)
+
+
+def test_a_model_that_was_unpatched(tokenizer, tmp_path):
+    made = trained(RobustSFTTrainer, model_of(), tokenizer, tmp_path, terms=ak.GCE())
+    unpatch_model(made.model)
+    with pytest.raises(RuntimeError, match=r"was unpatched.*make the RobustSFTTrainer anew"):
+        made.train()
 
 
 def changed(monkeypatch, compute_loss):
@@ -333,8 +358,9 @@ def test_a_later_trl_with_another_reduction(tokenizer, tmp_path, monkeypatch):
         return 2 * original(self, *args, **kwargs)
 
     changed(monkeypatch, doubled)
-    with pytest.raises(RuntimeError, match=r"made .* of token losses that stand for"):
-        trained(RobustSFTTrainer, model_of(), tokenizer, tmp_path, terms=ak.CE())
+    for terms in (ak.CE(), 1e-6 * ak.NCE()):  # at many classes losses are as small
+        with pytest.raises(RuntimeError, match=r"made .* of token losses that stand for"):
+            trained(RobustSFTTrainer, model_of(), tokenizer, tmp_path, terms=terms)
 
 
 def test_a_later_trl_with_other_outputs(tokenizer, tmp_path, monkeypatch):
