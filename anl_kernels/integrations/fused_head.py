@@ -263,8 +263,7 @@ def check_loss_function(model: PreTrainedModel) -> None:
     """Raise TypeError unless the model computes the loss of causal LMs by its loss_function."""
     if isinstance(model.loss_function, ModelLoss):
         raise TypeError(
-            f"{type(model).__name__} has a loss set already, by set_loss_function: first "
-            f"del model._loss_function"
+            f"{type(model).__name__} has a loss set already; first del model._loss_function"
         )
     if not calls_loss_function(model) or model.loss_function is not ForCausalLMLoss:
         raise TypeError(

@@ -301,7 +301,7 @@ def refused_models():
     yield T5ForConditionalGeneration(t5), "does not compute the loss of"
     other = tiny()
     other.loss_function = loss_function(TERMS)
-    yield other, "does not compute the loss of"
+    yield other, "has a loss set already"
 
 
 def test_refused_models():
