@@ -50,6 +50,6 @@ def watched(tensor: Tensor) -> bool:
 
 def plain_cpu(tensor: Tensor) -> bool:
     """Whether a tensor is an ordinary one of the CPU, in a call that nobody watches."""
-    if torch._C._functorch.is_legacy_batchedtensor(tensor):  # of autograd's is_grads_batched
+    if watched(tensor) or not tensor.is_cpu or type(tensor) not in PLAIN:
         return False
-    return not watched(tensor) and tensor.is_cpu and type(tensor) in PLAIN
+    return not torch._C._functorch.is_legacy_batchedtensor(tensor)  # autograd's is_grads_batched
