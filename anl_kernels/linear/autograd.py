@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +65,8 @@ class LinearLossFunction(torch.autograd.Function):
             return *(None,) * _NUM_TENSORS, *nothing
         saved = ctx.saved_tensors  # once: a checkpoint unpacks them once only
         if torch.is_grad_enabled() or forward_mode():
-            return *_differentiable(grad_loss, saved, needed, specs), *nothing
+            compute = partial(unfused_loss, specs=specs)
+            return *gradients_by_formula(compute, saved, needed, grad_loss), *nothing
         grads: dict[str, Tensor] = {}
         if specs.request.wants("grad"):
             # Held here any longer, a gradient would be cloned by whoever accumulates it.
@@ -101,21 +104,22 @@ def _of_factors(
     return of_scale, of_weights
 
 
-def _differentiable(
-    grad_loss: Tensor, tensors: tuple[Any, ...], needed: tuple[bool, ...], specs: Specs
+def gradients_by_formula(
+    compute: Callable[..., Tensor],
+    inputs: Sequence[Any],
+    needed: tuple[bool, ...],
+    upstream: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients as functions of the inputs: those of the computation that is not fused."""
+    """The gradients of ``compute(*inputs)``, as functions of the inputs; None where not needed."""
     # One input may be a function of another, as hidden is of a tied weight: the gradients of these
     # views are of each alone, and the rest is the caller's graph.
-    pairs = list(zip(tensors, needed, strict=True))
-    with torch.enable_grad():
-        given = [tensor.view_as(tensor) if need else tensor for tensor, need in pairs]
-    asked = [tensor for tensor, need in zip(given, needed, strict=True) if need]
+    pairs = list(zip(inputs, needed, strict=True))
     graph = torch.is_grad_enabled()  # it is off where forward mode alone asks
     with torch.enable_grad():
-        loss = unfused_loss(*given, specs=specs)
-    made = torch.autograd.grad(loss, asked, grad_loss, create_graph=graph, allow_unused=True)
-    grads = iter(made)
+        given = [tensor.view_as(tensor) if need else tensor for tensor, need in pairs]
+        made = compute(*given)
+    asked = [tensor for tensor, need in zip(given, needed, strict=True) if need]
+    grads = iter(torch.autograd.grad(made, asked, upstream, create_graph=graph, allow_unused=True))
     return tuple(next(grads) if need else None for need in needed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from anl_kernels.backends.choice import REFERENCE, choose_backend
 from anl_kernels.interface import RowRequest, accumulator_dtype
-from anl_kernels.linear.autograd import logits_of
+from anl_kernels.linear.autograd import gradients_by_formula, logits_of
 from anl_kernels.linear.chunks import Chunk
 from anl_kernels.linear.loss import linear_loss
 from anl_kernels.linear.operators import GRADIENTS, Projection, Specs, Walk
@@ -109,8 +110,9 @@ class LinearMixtureFunction(torch.autograd.Function):
         leaves = [next(given) if leaf is SAVED else leaf for leaf in ctx.leaves]
         mixture = tree_unflatten(leaves, ctx.tree)
         if torch.is_grad_enabled():
-            inputs = (hidden, weight, bias)
-            return *_differentiable(inputs, needed, mixture, upstream, specs), None, None
+            compute = partial(_unfused, mixture=mixture, specs=specs)
+            made = gradients_by_formula(compute, (hidden, weight, bias), needed, upstream)
+            return *made, None, None
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             grads = _walk(hidden, weight, bias, scaled(mixture, upstream), specs, True)[1]
@@ -139,23 +141,12 @@ def _walk(
     return losses, rows.gradients() if gradients else None
 
 
-def _differentiable(
-    inputs: tuple[Any, ...],
-    needed: tuple[bool, ...],
-    mixture: Mixture,
-    upstream: Tensor,
-    specs: Specs,
-) -> tuple[Tensor | None, ...]:
-    """The gradients as functions of the inputs: those of the computation that is not fused."""
-    pairs = list(zip(inputs, needed, strict=True))
-    # One input may be a function of another: the gradients of these views are of each alone.
-    given = [tensor.view_as(tensor) if need else tensor for tensor, need in pairs]
-    asked = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-    hidden, weight, bias = given
+def _unfused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mixture: Mixture, specs: Specs
+) -> Tensor:
+    """The same loss with all logits at once: differentiable as often as they are."""
     losses = mixture_losses(_logits(hidden, weight, bias, mixture, specs.projection), mixture)
-    loss = losses.sum() if specs.request.reduce else losses
-    grads = iter(torch.autograd.grad(loss, asked, upstream, create_graph=True, allow_unused=True))
-    return tuple(next(grads) if need else None for need in needed)
+    return losses.sum() if specs.request.reduce else losses
 
 
 def _logits(

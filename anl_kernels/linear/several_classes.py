@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from anl_kernels.interface import accumulator_dtype
 from anl_kernels.labels import is_ignored
-from anl_kernels.linear.autograd import logits_of
+from anl_kernels.linear.autograd import gradients_by_formula, logits_of
 from anl_kernels.linear.chunks import Chunk
 from anl_kernels.linear.flops import (
     FORMULAS,
@@ -170,29 +171,13 @@ class LinearLogProbsFunction(torch.autograd.Function):
         *tensors, log_probs, label, saved = ctx.saved_tensors
         grad = grad.masked_fill(is_ignored(tensors[3], specs.request.ignore_index), 0)
         if torch.is_grad_enabled() or forward_mode():
-            return *_differentiable(grad, tensors, needed, specs), *nothing
+            *operands, classes, target = tensors
+            compute = partial(unfused_log_probs, classes=classes, target=target, specs=specs)
+            return *gradients_by_formula(compute, operands, needed, grad), *nothing
         numbers = log_probs, label, saved
         made = _kernels.linear_log_probs_grad(*tensors, grad, *numbers, *specs.flat)
         grads = dict(zip(specs.projection.gradients, made, strict=True))
         return *map(grads.get, GRADIENTS), *nothing
-
-
-def _differentiable(
-    grad: Tensor, tensors: list[Any], needed: tuple[bool, ...], specs: Specs
-) -> tuple[Tensor | None, ...]:
-    """The gradients as functions of the inputs: those of all logits at once."""
-    *operands, classes, target = tensors
-    pairs = list(zip(operands, needed, strict=True))
-    # One input may be a function of another: the gradients of these views are of each alone.
-    given = [tensor.view_as(tensor) if need else tensor for tensor, need in pairs]
-    asked = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        hidden, weight, bias = given
-        made = unfused_log_probs(hidden, weight, bias, classes, target, specs=specs)
-    made_grads = torch.autograd.grad(made, asked, grad, create_graph=graph, allow_unused=True)
-    grads = iter(made_grads)
-    return tuple(next(grads) if need else None for need in needed)
 
 
 def unfused_log_probs(

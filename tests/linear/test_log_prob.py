@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import anl_kernels as ak
@@ -280,3 +281,17 @@ def test_errors(changes, kind, message):
     }
     with pytest.raises(kind, match=message):
         ak.linear_log_prob(**(given | changes))
+
+
+def test_a_gradient_along_a_direction_of_its_upstream(backend, device):
+    """Forward mode asks for it where reverse mode records nothing."""
+    options = {"dtype": torch.float64, "device": device}
+    hidden = torch.randn(4, 3, **options, requires_grad=True)
+    weight, up, along = torch.randn(5, 3, **options), *torch.randn(2, 4, 2, **options)
+    classes = torch.tensor([[0, 1], [2, 2], [4, -100], [3, 0]], device=device)
+    made = ak.linear_log_prob(hidden, weight, classes)
+    with forward_ad.dual_level():
+        (grad,) = torch.autograd.grad(made, hidden, forward_ad.make_dual(up, along))
+        _, found = forward_ad.unpack_dual(grad)
+    made = ak.linear_log_prob(hidden, weight, classes)
+    torch.testing.assert_close(found, torch.autograd.grad(made, hidden, along)[0])
