@@ -5,6 +5,8 @@ import torch
 
 from anl_kernels.interface import AUX, RowRequest, accumulator_dtype
 from anl_kernels.linear.operators import Projection, Specs
+from anl_kernels.linear.several_classes import any_class
+from anl_kernels.rows.log_probs import CROSS_ENTROPY
 from anl_kernels.rows.operators import Where
 from tests.cases import CASES
 from tests.linear.heads import random_head
@@ -84,7 +86,8 @@ def test_every_operator_is_checked_here():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("anl_kernels::linear")
     }
-    assert registered == {"linear_loss", "linear_grad"}
+    of_log_probs = {"linear_log_probs", "linear_log_probs_grad"}
+    assert registered == {"linear_loss", "linear_grad"} | of_log_probs
 
 
 @pytest.mark.parametrize("options", SPECS.values(), ids=list(SPECS))
@@ -103,6 +106,28 @@ def test_backends(options, quick, device):
 def test_linear_loss_of_factors(weighted, per_row, options, fastest, device):
     args = loss_args(problem(device), fastest, per_row, weighted, **with_aux(options))
     opcheck(OPS.linear_loss, args)
+
+
+LOG_PROBS = {
+    "plain": {},
+    "softcap-and-temperature": {"softcap": 5.0, "temperature": 0.7},
+    "padding": {"num_classes": 5},
+    "not-skipped": {"skip_ignored": False},
+    "weight-frozen": {"needs_weight": False},
+}
+
+
+@pytest.mark.parametrize("options", LOG_PROBS.values(), ids=list(LOG_PROBS))
+def test_log_probs_of_several_classes(options, fastest, device):
+    head = problem(device)
+    classes = torch.stack([head.target, head.target.clamp(max=0), head.target.flip(0)], -1)
+    request = RowRequest.of(CROSS_ENTROPY, -100, "row_losses", "saved", reduce=False)
+    flat = specs(fastest, head, **options)._replace(request=request).flat
+    tensors = head.hidden, head.weight, head.bias, classes, any_class(classes, -100)
+    opcheck(OPS.linear_log_probs, (*tensors, *flat))
+    log_probs, label, saved = OPS.linear_log_probs(*tensors, *flat)
+    upstream = torch.rand_like(log_probs).masked_fill(classes == -100, 0)
+    opcheck(OPS.linear_log_probs_grad, (*tensors, upstream, log_probs, label, saved, *flat))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -21,7 +21,7 @@ OPS = torch.ops.anl_kernels
 OPERATORS = {"pack_numbers", "label_scale"}
 CHECKED_ELSEWHERE = {
     *("sharded_row_loss", "sharded_row_grad", "sharded_row_grad_into"),  # tests/distributed
-    *("linear_loss", "linear_grad"),  # tests/linear
+    *("linear_loss", "linear_grad", "linear_log_probs", "linear_log_probs_grad"),  # tests/linear
     *("entropy", "entropy_grad"),  # tests/regularisers
 }
 INTERNAL = {"shard_partials", "shard_sums", "shard_finish", "column_sums", "column_grad"}
@@ -71,7 +71,8 @@ def registered(namespace):
 
 
 def test_every_operator_is_checked_here():
-    for module in ("linear.operators", "regularisers.entropy_operators"):  # as they are asked for
+    on_demand = "linear.operators", "linear.several_classes", "regularisers.entropy_operators"
+    for module in on_demand:
         importlib.import_module(f"anl_kernels.{module}")
     assert registered("anl_kernels") == OPERATORS | CHECKED_ELSEWHERE
     assert ops()
