@@ -50,7 +50,7 @@ template <class A> struct Functor {
   static constexpr bool slope_reads_l = false;
   // Whether value and slope are 0 at l = -inf, p = 0: else absent classes are masked.
   static constexpr bool vanishes = false;
-  // Whether phi is offset + l where p is at least lowest_p, numbers of the functor, and else 0.
+  // Whether it is a ClampedLine.
   static constexpr bool clamped_line = false;
 
   template <class V> ANL_FN V slope(V l, V p) const { return Math<V>::fill(0); }
@@ -193,21 +193,19 @@ template <class A> struct Nce : AffineFunctor<A> {
   }
 };
 
-// Clamps by p, in the sums as in the gradient, so that the gradient of a row needs no logit and
-// still sums to 0. A min_prob below the smallest normal number stands for that number.
-template <class A> struct Nnce : DenseFunctor<A> {
+// phi is offset + l where p is at least lowest_p, and else 0. Clamps by p, in the sums as in the
+// gradient, so that the gradient of a row needs no logit and still sums to 0. A lowest_p below the
+// smallest normal number stands for that number.
+template <class A> struct ClampedLine : DenseFunctor<A> {
   static constexpr bool vanishes = true, clamped_line = true;
   A offset, lowest_p;
-  explicit Nnce(const double* s)
-      : offset(A(fmin(s[0], -least_log<A>))), lowest_p(A(exp(-double(offset)))) {}
+  explicit ClampedLine(double given)
+      : offset(A(fmin(given, -least_log<A>))), lowest_p(A(exp(-double(offset)))) {}
   template <class V> ANL_FN Phi<V> both(V l, V p) const { return {value(l, p), slope(l, p)}; }
   template <class V> ANL_FN V value(V l, V p) const { return above(p, offset + l); }
   template <class V> ANL_FN V slope(V l, V p) const { return above(p, Math<V>::fill(1)); }
   template <class V> ANL_FN V above(V p, V v) const {
     return Math<V>::select(p < lowest_p, Math<V>::fill(0), v);
-  }
-  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
-    return complement_of_share(value(y.l, y.p), slope(y.l, y.p), y.others);
   }
   ANL_FN Line<A> line(A lowest_l, A highest_l) const {
     // Inside by more than l and p may disagree by.
@@ -215,12 +213,19 @@ template <class A> struct Nnce : DenseFunctor<A> {
   }
 };
 
+template <class A> struct Nnce : ClampedLine<A> {
+  explicit Nnce(const double* s) : ClampedLine<A>(s[0]) {}
+  template <class V> ANL_FN Head<V> head(const Target<V>& y) const {
+    return complement_of_share(this->value(y.l, y.p), this->slope(y.l, y.p), y.others);
+  }
+};
+
 // The same with an upper bound on p.
 template <class A> struct NnceBounded : DenseFunctor<A> {
   static constexpr bool vanishes = true;
-  Nnce<A> clamp;
+  ClampedLine<A> clamp;
   A ceiling, highest_p;
-  explicit NnceBounded(const double* s) : clamp(s), ceiling(A(s[1])), highest_p(A(exp(s[1]))) {}
+  explicit NnceBounded(const double* s) : clamp(s[0]), ceiling(A(s[1])), highest_p(A(exp(s[1]))) {}
   template <class V> ANL_FN Phi<V> both(V l, V p) const { return {value(l, p), slope(l, p)}; }
   template <class V> ANL_FN V value(V l, V p) const {
     return clamp.value(Math<V>::select(p > highest_p, Math<V>::fill(ceiling), l), p);

@@ -84,7 +84,7 @@ public:
     }
     if (recorded)
       return recorded_row_loss<Space>(logits, target, scale, std::nullopt, call.request,
-                                      [](const std::vector<Tensor>&) {})[0];
+                                      leave_as_it_is)[0];
     return RowOperators<Space>::get().row_loss(logits, target, scale, std::nullopt,
                                                *call.request)[0];
   }

@@ -1,5 +1,5 @@
 // Long rows that are kept, of the sums whose sweeps are a few instructions: those of p_y and lse
-// alone, and those with one NNCE.
+// alone, and those with one clamped line.
 #include "row_kernels.h"
 
 namespace anl::cuda {
@@ -23,7 +23,7 @@ bool launch_common_rows(const RowLossArgs& args, const Plan& plan, void* stream)
     using T = decltype(storage);
     if constexpr (sizeof(T) <= 4)
       dense == Dense::None ? launch_for<T, Dense::None>(p, stream)
-                           : launch_for<T, Dense::Nnce>(p, stream);
+                           : launch_for<T, Dense::ClampedLine>(p, stream);
   });
   return true;
 }

@@ -89,9 +89,9 @@ ANL_DEVICE bool wrote_plain(const Terms<A>& terms, const Resident<T>& source, co
   PlainRow plain = {power, q, base, base, 0};
   if (lines) {
     write_plain<false>(source, plain, grad);
-  } else if constexpr (D == Dense::Nnce) {
+  } else if constexpr (D == Dense::ClampedLine) {
     plain.slope += slots.slope(0);
-    plain.lowest = unclamped_from(nnce_of(terms), row);
+    plain.lowest = unclamped_from(clamped_line_of(terms), row);
     write_plain<true>(source, plain, grad);
   }
   if (source.owns_target())
@@ -131,9 +131,9 @@ ANL_DEVICE void finish_row(const RowLossParam<Accumulator<T>>& p, int64_t n, boo
                      PowerOf2::serves(float(row.softmax.m));
   if constexpr (D != Dense::None) {
     const auto sums_of = [&](const Term<A>& term) {
-      if constexpr (is_kept<Source> && D == Dense::Nnce)
+      if constexpr (is_kept<Source> && D == Dense::ClampedLine)
         if (plain)
-          return kept_sums(nnce_of(p.terms), source, row);
+          return kept_sums(clamped_line_of(p.terms), source, row);
       return sums_of_term<D>(term, source, scale_of(row));
     };
     sum_dense<D>(p.terms, sums_of, team, slots, row);

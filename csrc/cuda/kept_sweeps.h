@@ -1,6 +1,6 @@
 // The sweeps of a row that is kept in shared memory, of float arithmetic. Each is a loop without a
 // branch that does for a class what most rows need, and no more: the maximum in a sweep of its own,
-// so that nothing is rescaled; powers of 2; the clamp of NNCE as a comparison of logits. What is
+// so that nothing is rescaled; powers of 2; a clamp as a comparison of logits. What is
 // unusual goes the way of row_sweeps.h.
 #pragma once
 
@@ -134,16 +134,16 @@ struct PlainRow {
   float q, base, slope, lowest;
 };
 
-// The least logit that NNCE does not clamp, which sums and gradients compare with alike.
-ANL_DEVICE float unclamped_from(const Nnce<float>& nnce, const RowSums<float>& row) {
-  return row.softmax.m + (row.softmax.log_s - nnce.offset);
+// The least logit that is not clamped, which sums and gradients compare with alike.
+ANL_DEVICE float unclamped_from(const ClampedLine<float>& line, const RowSums<float>& row) {
+  return row.softmax.m + (row.softmax.log_s - line.offset);
 }
 
-// The sums of NNCE, of differences to the clamp.
+// The sums of a clamped line, of differences to the clamp.
 template <class T>
-ANL_DEVICE Sums<float> kept_sums(const Nnce<float>& nnce, const Resident<T>& source,
+ANL_DEVICE Sums<float> kept_sums(const ClampedLine<float>& line, const Resident<T>& source,
                                  const RowSums<float>& row) {
-  const float lowest = unclamped_from(nnce, row);
+  const float lowest = unclamped_from(line, row);
   Sums<float> sums = {0, 0};
   source.visit_packed([&](const Bytes16& packed) {
     float z[width<T>];
@@ -157,7 +157,7 @@ ANL_DEVICE Sums<float> kept_sums(const Nnce<float>& nnce, const Resident<T>& sou
       }
     }
   });
-  const float rounding = (row.softmax.m - lowest) + (row.softmax.log_s - nnce.offset);
+  const float rounding = (row.softmax.m - lowest) + (row.softmax.log_s - line.offset);
   sums.value -= sums.slope * rounding;
   return sums;
 }
@@ -173,8 +173,8 @@ ANL_DEVICE void plain_slopes(const Bytes16& packed, const PlainRow& row, float (
   }
 }
 
-// As write_row, of a row that has all its classes, where the sums of dense terms are lines or
-// NNCE's.
+// As write_row, of a row that has all its classes, where the sums of dense terms are lines,
+// or one is a clamped line.
 template <bool clamped, class T>
 ANL_DEVICE void write_plain(const Resident<T>& source, const PlainRow& row, const Sink<T>& grad) {
   const auto edge = [&](const Bytes16& packed, int at) {

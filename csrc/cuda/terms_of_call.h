@@ -20,7 +20,7 @@ template <class A> struct Term {
   int functor;
   int slot; // among the dense terms; -1: it is none
   Sum sum;
-  bool balanced;
+  bool clamped_line, balanced;
   A weight;
   alignas(8) unsigned char numbers[sizeof(A) == 8 ? 168 : 56];
 };
@@ -47,30 +47,30 @@ ANL_DEVICE void with_functor(const Term<A>& term, const Action& action) {
   }
 }
 
-// The dense terms that a kernel is made for: none, one NNCE, or whatever comes.
-enum class Dense { None, Nnce, Any };
+// The dense terms that a kernel is made for: none, one clamped line, or any.
+enum class Dense { None, ClampedLine, Any };
 
 template <class A> Dense dense_of(const Terms<A>& terms) {
   if (terms.num_dense == 0)
     return Dense::None;
-  const bool nnce = terms.num_dense == 1 && terms.term[terms.dense[0]].functor == place_of_Nnce;
-  return nnce ? Dense::Nnce : Dense::Any;
+  const bool line = terms.num_dense == 1 && terms.term[terms.dense[0]].clamped_line;
+  return line ? Dense::ClampedLine : Dense::Any;
 }
 
 template <Dense D, class A> ANL_DEVICE int num_dense(const Terms<A>& terms) {
-  return D == Dense::None ? 0 : D == Dense::Nnce ? 1 : terms.num_dense;
+  return D == Dense::None ? 0 : D == Dense::ClampedLine ? 1 : terms.num_dense;
 }
 
-// The dense term of Dense::Nnce.
-template <class A> ANL_DEVICE const Nnce<A>& nnce_of(const Terms<A>& terms) {
-  return *reinterpret_cast<const Nnce<A>*>(terms.term[terms.dense[0]].numbers);
+// The dense term of Dense::ClampedLine.
+template <class A> ANL_DEVICE const ClampedLine<A>& clamped_line_of(const Terms<A>& terms) {
+  return *reinterpret_cast<const ClampedLine<A>*>(terms.term[terms.dense[0]].numbers);
 }
 
 // As with_functor, for a dense term.
 template <Dense D, class A, class Action>
 ANL_DEVICE void with_dense(const Term<A>& term, const Action& action) {
-  if constexpr (D == Dense::Nnce)
-    action(*reinterpret_cast<const Nnce<A>*>(term.numbers));
+  if constexpr (D == Dense::ClampedLine)
+    action(*reinterpret_cast<const ClampedLine<A>*>(term.numbers));
   else if constexpr (D == Dense::Any)
     with_functor<true>(term, action);
 }
@@ -80,6 +80,7 @@ template <class F, class A> void make(Term<A>& term, const double* scalars) {
   const F functor(scalars);
   memcpy(term.numbers, &functor, sizeof functor);
   term.sum = F::sum;
+  term.clamped_line = F::clamped_line;
 }
 
 template <class A> Terms<A> terms_of(const RowArgs& args) {

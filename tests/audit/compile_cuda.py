@@ -28,7 +28,7 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 FLAGS = ["-std=c++20", "-O3", "-cubin", "-Xptxas", "-v"]
 CACHE = ROOT / "build" / "audit"
-LOOPS_OF = {"cluster_row kept none": UNCLAMPED, "cluster_row kept nnce": LOOPS}
+LOOPS_OF = {"cluster_row kept none": UNCLAMPED, "cluster_row kept line": LOOPS}
 """Kernels whose loops are told apart: the others choose among functors inside of theirs."""
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TYPES = {"d": "float64", "f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
@@ -147,7 +147,7 @@ def _plain(mangled: str) -> str:
     found = _NAME.search(mangled)
     assert found, mangled
     kept = {"1": "kept", "0": "streamed", None: ""}[found["kept"]]
-    dense = {"0": "none", "1": "nnce", "2": "", None: ""}[found["dense"]]
+    dense = {"0": "none", "1": "line", "2": "", None: ""}[found["dense"]]
     return " ".join(filter(None, [found["kernel"], kept, dense, TYPES[found["type"]]]))
 
 

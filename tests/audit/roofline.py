@@ -18,8 +18,8 @@ LANES = {"instructions": 128, "alu": 64, "mufu": 16}  # that start in a cycle
 ONE_PASS = ("copy", "extremes")
 ROWS = {
     "CE": ("none", (*ONE_PASS, "powers", "gradient")),
-    "ANL-CE, none clamped": ("nnce", (*ONE_PASS, "powers and total", "gradient")),
-    "ANL-CE, some clamped": ("nnce", (*ONE_PASS, "powers and total", "sums", "clamped gradient")),
+    "ANL-CE, none clamped": ("line", (*ONE_PASS, "powers and total", "gradient")),
+    "ANL-CE, some clamped": ("line", (*ONE_PASS, "powers and total", "sums", "clamped gradient")),
 }
 HEADER = (
     "dtype", "row", "copy", "extremes", "powers", "sums", "gradient", "all", "ALU", "MUFU",

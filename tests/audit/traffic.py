@@ -18,7 +18,7 @@ CLASSES = (1000, 32768, 50257, 65536, 131072, 262144, 1_000_000)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 KERNELS = {
     "warp_rows": "warp_rows",
-    "cluster": "cluster_row kept nnce",
+    "cluster": "cluster_row kept line",
     "stream": "cluster_row streamed",
 }
 # Of a multiprocessor of compute capability 9.0.
